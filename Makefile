@@ -1,0 +1,40 @@
+# make demo    the whole job against local stand-ins, without any account
+# make test    the tests
+# make check   style, types and tests
+# make run     the service under gunicorn on localhost:$PORT (4242)
+# make lock    renew requirements.lock after a change of requirements*.txt
+
+PYTHON ?= python3
+UV_VERSION = 0.13.9
+INSTALLED = .venv/installed
+
+.PHONY: demo test check run lock
+
+demo: $(INSTALLED)
+	@.venv/bin/python -m fakes.demo
+
+test: $(INSTALLED)
+	@.venv/bin/python -m pytest -q
+
+check: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy .
+	.venv/bin/python -m pytest -q
+
+run: $(INSTALLED)
+	@.venv/bin/gunicorn "app:create_app()"
+
+lock:
+	$(PYTHON) -m venv --clear .lock
+	.lock/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	.lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --output-file requirements.lock requirements-dev.txt
+	rm -rf .lock
+
+$(INSTALLED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@echo "Installing into .venv ..."
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $(INSTALLED)

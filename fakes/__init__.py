@@ -1,0 +1,1 @@
+"""Local stand-ins of Stripe and OpenMeter, for trying and testing only."""

@@ -1,0 +1,124 @@
+"""What both stand-ins share: faults on demand, a log of requests, and a threaded server."""
+
+import argparse
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+class Faults:
+    """Answers that stand in for the real ones, and the requests seen so far."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.planned: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
+
+    def install(self, app: Flask) -> None:
+        """Add `/_fake/faults` and `/_fake/requests` to an app."""
+        app.before_request(self.meet)
+        app.add_url_rule("/_fake/faults", view_func=self.plan, methods=["POST", "DELETE"])
+        app.add_url_rule("/_fake/requests", view_func=self.seen, methods=["GET", "DELETE"])
+
+    def plan(self) -> Any:
+        """Plan a fault: `method`, `path` (a part of it), `times`, `skip`, and what happens.
+
+        `delay` waits (seconds), `drop` closes the connection, `status` with `body`, `headers`
+        and `content_type` answers.
+        """
+        with self.lock:
+            if request.method == "DELETE":
+                self.planned.clear()
+            else:
+                self.planned.append({"times": 1, "skip": 0, **request.get_json()})
+        return {}
+
+    def seen(self) -> Any:
+        """Return the requests so far, oldest first, or forget them."""
+        with self.lock:
+            if request.method == "DELETE":
+                self.requests.clear()
+            return {"requests": list(self.requests)}
+
+    def meet(self) -> Response | None:
+        """Note a request, and answer it with a planned fault if there is one for it."""
+        if request.path.startswith("/_fake/"):
+            return None
+        entry = {
+            "method": request.method,
+            "path": request.path,
+            "query": request.query_string.decode(),
+            "form": request.form.to_dict(),
+            "version": request.headers.get("Stripe-Version"),
+        }
+        with self.lock:
+            self.requests.append(entry)
+            fault = self._take(entry)
+        return None if fault is None else perform(fault)
+
+    def _take(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        for fault in self.planned:
+            if fault.get("method", entry["method"]) != entry["method"]:
+                continue
+            if fault.get("path", "") not in entry["path"] or fault["times"] == 0:
+                continue
+            if fault["skip"] > 0:
+                fault["skip"] -= 1
+                return None
+            fault["times"] -= 1
+            return fault
+        return None
+
+
+def perform(fault: Mapping[str, Any]) -> Response | None:
+    """Do what a fault says; None lets the real answer follow (after a delay)."""
+    time.sleep(fault.get("delay", 0))
+    if fault.get("drop"):
+        connection: socket.socket = request.environ["werkzeug.socket"]
+        connection.shutdown(socket.SHUT_RDWR)
+        return Response(status=500)
+    if "status" not in fault:
+        return None
+    body = fault.get("body", "")
+    return Response(
+        body if isinstance(body, str) else json.dumps(body),
+        fault["status"],
+        fault.get("headers"),
+        content_type=fault.get("content_type", "application/json"),
+    )
+
+
+class QuietHandler(WSGIRequestHandler):
+    """Serve without a log line for each request, and answer without waiting for more to send."""
+
+    disable_nagle_algorithm = True
+    wbufsize = -1  # headers and body in one segment
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Stay quiet."""
+
+
+def serve(app: Flask, name: str, argv: list[str], hint: str = "") -> None:
+    """Serve a stand-in on `--port` (0 picks a free one) until it is interrupted."""
+    parser = argparse.ArgumentParser(description=f"A local stand-in of {name}.")
+    parser.add_argument("--port", type=int, default=0, help="0 picks a free port")
+    port = parser.parse_args(argv).port
+    try:
+        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=QuietHandler)
+    except SystemExit:
+        sys.exit(f"Cannot listen on port {port}: is something else running there?")
+    print(f"A stand-in of {name}, for trying and testing only: nothing in it is real.{hint}")
+    print(f"Listening on http://127.0.0.1:{server.server_port}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()

@@ -186,9 +186,10 @@ def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:
     try:
         # Not the typed call: it turns the numbers into floats before anybody can see them.
         response = client.send_request(request)
-    except HttpResponseError as error:
-        raise _meter_failed(item, "OpenMeter's answer is unreadable") from error
-    except (BaseError, RecursionError) as error:
+    except (HttpResponseError, RecursionError) as error:
+        status = getattr(error, "status_code", None) or "unknown"
+        raise _meter_failed(item, f"OpenMeter's answer is unreadable (status {status})") from error
+    except BaseError as error:
         raise _meter_failed(item, f"OpenMeter did not answer ({type(error).__name__})") from error
     body = response.text()
     if response.status_code != OK:
@@ -202,7 +203,7 @@ def _meter_failed(item: MeteredItem, reason: str) -> ReportFailed:
 
 
 def _problem(status: int, body: str) -> str:
-    """Return the status with the detail of OpenMeter's `application/problem+json`, if it has one."""
+    """Return the status, and the detail that OpenMeter's `application/problem+json` gives."""
     try:
         detail = json.loads(body)["detail"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -237,7 +238,7 @@ def exact(value: object) -> Decimal:
     """
     if not isinstance(value, Decimal) or not value.is_finite():
         raise ValueError(f"the total is no finite number: {_one_line(value)}")
-    if abs(value) > MAX_QUANTITY:
+    if not -MAX_QUANTITY <= value <= MAX_QUANTITY:
         raise ValueError(f"the total {_one_line(value)} is beyond 2**53 and no longer exact")
     total = value.quantize(NINE_DECIMALS)
     if total < 0:

@@ -109,6 +109,10 @@ def invoice_line(processes: Processes, subscription: str) -> str:
     line = invoice["lines"]["data"][0]
     if (line["quantity"], line["amount"], invoice["total"]) != (10, 100, 100):
         raise Failed(f"the invoice is not over 10 units and $1.00: {invoice}")
+    path = f"/v1/subscription_items/{line['subscription_item']}/usage_record_summaries"
+    running = processes.stripe_call("GET", path, "", ACACIA)["data"][0]["total_usage"]
+    if running:
+        raise Failed(f"{running} units were billed twice: they are in the new period, too")
     dollars, cents = divmod(invoice["total"], 100)
     return f"Invoice {invoice['id']}: {line['quantity']} units, ${dollars}.{cents:02d}"
 

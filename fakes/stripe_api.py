@@ -1,5 +1,6 @@
 """A stand-in of the part of Stripe's API around usage records. State lives in memory."""
 
+import itertools
 import re
 import sys
 import threading
@@ -66,6 +67,7 @@ class Api:
         self.lock = threading.RLock()
         self.endpoint = Endpoint()
         self.account = Account(self.subscription_updated)
+        self.requests = itertools.count(1)
         self.replies: dict[str, tuple[Record, int, Record]] = {}
 
     def subscription_updated(self, before: Record, after: Record) -> None:
@@ -79,10 +81,7 @@ class Api:
     @property
     def version(self) -> str:
         """Return the request's API version."""
-        version = request.headers.get("Stripe-Version", NEWEST_VERSION)
-        if not VERSION.fullmatch(version):
-            raise StripeError(400, f"Invalid Stripe API version: {version}")
-        return version
+        return request.headers.get("Stripe-Version", NEWEST_VERSION)
 
     def form(self, kind: str) -> Record:
         """Return the request's form; an unknown parameter is an error, as with Stripe."""
@@ -164,6 +163,8 @@ def add_guards(app: Flask, api: Api) -> None:
         if not TEST_KEY.fullmatch(key):
             message = f"Invalid API Key provided: {'*' * 8}{key[-4:]}" if key else "No API key."
             raise StripeError(401, message)
+        if not VERSION.fullmatch(api.version):
+            raise StripeError(400, f"Invalid Stripe API version: {api.version}")
         api.lock.acquire()
         request.environ["fake.locked"] = True
         api.account.catch_up()
@@ -172,10 +173,11 @@ def add_guards(app: Flask, api: Api) -> None:
     @app.after_request
     def remember(response: Response) -> Response:
         key = request.headers.get("Idempotency-Key")
-        if key and request.method == "POST" and response.status_code < 400:
+        real = request.environ.get("fake.locked")
+        if key and real and request.method == "POST" and response.status_code < 400:
             call = {"path": request.path, "form": request.form.to_dict()}
             api.replies.setdefault(key, (call, response.status_code, response.get_json()))
-        response.headers["Request-Id"] = f"req_{next(api.account.numbers):08d}"
+        response.headers["Request-Id"] = f"req_{next(api.requests):08d}"
         return response
 
     @app.teardown_request

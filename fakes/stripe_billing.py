@@ -279,7 +279,7 @@ class Account:
         records = self.records[item["id"]]
         records[timestamp] = quantity + (records.get(timestamp, 0) if action == "increment" else 0)
         return {
-            "id": f"mbur_{next(self.numbers):08d}",
+            "id": f"mbur_{item['id']}_{timestamp}",
             "object": "usage_record",
             "livemode": False,
             "quantity": quantity,

@@ -1,0 +1,1 @@
+"""Tests of the service, the script and the stand-ins."""

@@ -1,0 +1,264 @@
+"""Both stand-ins on loopback, the service in front of them, and signed events."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from stripe import WebhookSignature
+from werkzeug.datastructures import Headers
+from werkzeug.serving import BaseWSGIServer, make_server
+
+import app
+from fakes import openmeter_api, stripe_api
+from fakes.processes import call
+from fakes.serving import QuietHandler
+
+KEY, SECRET, TOKEN = "sk_test_7Kq2", "whsec_9Zr4", "om_token_3Xw8"
+ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
+# Wed Jun 07 2023 14:20:30 UTC: nothing of the minute, the hour or the day is round.
+START, END = 1_686_147_630, 1_688_739_630
+DAY = 86_400
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.allow_hosts = "127.0.0.1,::1,localhost"
+
+
+@pytest.fixture(autouse=True)
+def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*app.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def serve(application: Flask) -> BaseWSGIServer:
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler)
+    server.daemon_threads = True  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
+
+
+def free_port() -> str:
+    """Return a port that nobody listens on."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return str(unused.getsockname()[1])
+
+
+@dataclass
+class StandIn:
+    """A stand-in under a URL."""
+
+    url: str
+
+    def fake(self, method: str, path: str, body: Any = None) -> Any:
+        return call(method, f"{self.url}/_fake/{path}", body)
+
+    def fault(self, **fault: Any) -> None:
+        self.fake("POST", "faults", fault)
+
+    def requests(self) -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = self.fake("GET", "requests")["requests"]
+        return seen
+
+
+@dataclass
+class Stripe(StandIn):
+    """Stripe's stand-in, with a customer on a test clock at START."""
+
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def call(self, method: str, path: str, version: str = ACACIA, **form: Any) -> Any:
+        headers = {"Authorization": f"Bearer {KEY}", "Stripe-Version": version}
+        body = urlencode(form)
+        if method == "GET":
+            return call(method, f"{self.url}/v1/{path}?{body}", None, headers)
+        return call(method, f"{self.url}/v1/{path}", body.encode(), headers)
+
+    def seed(self, *items: dict[str, str], **form: Any) -> str:
+        """Create a subscription at START and let a day pass; return its id."""
+        clock = self.call("POST", "test_helpers/test_clocks", frozen_time=START)
+        customer = self.call("POST", "customers", test_clock=clock["id"])
+        product = self.call("POST", "products", name="Epsilon")
+        metered = {"recurring[interval]": "month", "recurring[usage_type]": "metered"}
+        price = self.call("POST", "prices", product=product["id"], unit_amount=10, **metered)
+        for n, item in enumerate(items or [{"metadata[om_meter_id]": "m1"}]):
+            form[f"items[{n}][price]"] = price["id"]
+            for name, value in item.items():
+                form[f"items[{n}]" + (name if name[0] == "[" else self.bracketed(name))] = value
+        subscription = self.call("POST", "subscriptions", customer=customer["id"], **form)
+        self.ids = {
+            "clock": clock["id"],
+            "customer": customer["id"],
+            "price": price["id"],
+            "product": product["id"],
+            "subscription": subscription["id"],
+        }
+        self.advance(START + DAY)
+        return str(subscription["id"])
+
+    @staticmethod
+    def bracketed(name: str) -> str:
+        """Return `metadata[a]` as `[metadata][a]`."""
+        first, *rest = name.split("[", 1)
+        return f"[{first}]" + "".join(f"[{step}" for step in rest)
+
+    def advance(self, seconds: int) -> None:
+        path = f"test_helpers/test_clocks/{self.ids['clock']}/advance"
+        self.call("POST", path, frozen_time=seconds)
+
+    def subscription(self, version: str = ACACIA) -> dict[str, Any]:
+        found: dict[str, Any] = self.call(
+            "GET", f"subscriptions/{self.ids['subscription']}", version
+        )
+        return found
+
+    def items(self) -> list[str]:
+        listed = self.call(
+            "GET", "subscription_items", subscription=self.ids["subscription"], limit=100
+        )
+        return [item["id"] for item in listed["data"]]
+
+    def usage(self, item: str | None = None) -> list[int]:
+        """Return the usage of each period, the running one first."""
+        path = f"subscription_items/{item or self.items()[0]}/usage_record_summaries"
+        return [entry["total_usage"] for entry in self.call("GET", path)["data"]]
+
+
+@dataclass
+class OpenMeter(StandIn):
+    """OpenMeter's stand-in."""
+
+    count: int = 0
+
+    def meter(self, slug: str, aggregation: str = "SUM") -> None:
+        fields = {"aggregation": aggregation, "eventType": slug, "valueProperty": "$.duration"}
+        call("POST", f"{self.url}/api/v1/meters", {"slug": slug, **fields})
+
+    def use(
+        self,
+        subject: str,
+        *values: Any,
+        time: str = "2023-06-08T00:00:00Z",
+        kind: str = "execution",
+    ) -> None:
+        events = []
+        for value in values:
+            self.count += 1
+            event = {"id": str(self.count), "source": "test", "specversion": "1.0", "type": kind}
+            events.append({**event, "subject": subject, "time": time, "data": {"duration": value}})
+        call("POST", f"{self.url}/api/v1/events", events, {"Authorization": f"Bearer {TOKEN}"})
+
+
+@pytest.fixture
+def stripe_fake() -> Iterator[Stripe]:
+    server = serve(stripe_api.create_app())
+    yield Stripe(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def openmeter_fake() -> Iterator[OpenMeter]:
+    server = serve(openmeter_api.create_app())
+    yield OpenMeter(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The service's answer."""
+
+    status_code: int
+    text: str
+    headers: Headers
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass
+class Service:
+    """The service behind Flask's test client, and the stand-ins behind it."""
+
+    client: FlaskClient
+    stripe: Stripe
+    openmeter: OpenMeter
+
+    def post(self, body: bytes | str, signature: str | None = None) -> Answer:
+        """Post a body, signed now unless a signature is given (empty: none at all)."""
+        if signature is None:
+            text = body if isinstance(body, str) else body.decode()
+            signature = WebhookSignature.generate_signature_header(text, SECRET)
+        headers = {"Stripe-Signature": signature} if signature else {}
+        return self.open("POST", "/webhook", data=body, headers=headers)
+
+    def open(self, method: str, path: str, **options: Any) -> Answer:
+        """Make a request."""
+        answer = self.client.open(path, method=method, **options)
+        return Answer(answer.status_code, answer.text, answer.headers)
+
+    def deliver(self, subscription: dict[str, Any]) -> Answer:
+        """Post the event of a subscription's update."""
+        return self.post(json.dumps(updated(subscription)))
+
+    def called(self) -> list[dict[str, Any]]:
+        """Return the calls that reached either service."""
+        return self.openmeter.requests() + self.stripe.requests()
+
+    def forget(self) -> None:
+        """Forget the calls so far."""
+        self.openmeter.fake("DELETE", "requests")
+        self.stripe.fake("DELETE", "requests")
+
+
+def updated(subscription: dict[str, Any]) -> dict[str, Any]:
+    """Return the event of a subscription's update."""
+    return {
+        "id": "evt_1",
+        "object": "event",
+        "type": "customer.subscription.updated",
+        "data": {"object": subscription, "previous_attributes": {"metadata": {"plan": None}}},
+    }
+
+
+@pytest.fixture
+def config(stripe_fake: Stripe, openmeter_fake: OpenMeter) -> dict[str, object]:
+    return {
+        "STRIPE_KEY": KEY,
+        "STRIPE_WEBHOOK_SECRET": SECRET,
+        "STRIPE_API_BASE": stripe_fake.url,
+        "OPENMETER_URL": openmeter_fake.url,
+        "OPENMETER_TOKEN": TOKEN,
+    }
+
+
+@pytest.fixture
+def start(
+    config: dict[str, object], stripe_fake: Stripe, openmeter_fake: OpenMeter
+) -> Callable[..., Service]:
+    """Start the service with some settings changed."""
+
+    def started(**changes: object) -> Service:
+        client = app.create_app({**config, **changes}).test_client()
+        return Service(client, stripe_fake, openmeter_fake)
+
+    return started
+
+
+@pytest.fixture
+def service(start: Callable[..., Service]) -> Service:
+    """Return a service with one metered item, 10 units of usage, and no calls noted so far."""
+    running = start()
+    running.stripe.seed()
+    running.openmeter.use(running.stripe.ids["customer"], 4, 3, 2, 1)
+    running.forget()
+    return running

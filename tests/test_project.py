@@ -1,0 +1,77 @@
+"""What has to agree across the project's files."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import app
+from fakes.processes import ROOT
+
+# Distributions whose module has another name, or that are commands.
+MODULES = {"python-dotenv": "dotenv", "pytest-mock": "pytest_mock"}
+COMMANDS = {"gunicorn", "mypy", "pytest-socket", "ruff"}
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    found = [re.fullmatch(r"([a-z][\w-]*)==(\S+) +# \S.*", line) for line in lines]
+    kept = [line for line in lines if line and not line.startswith(("#", "-r "))]
+    assert len(kept) == sum(match is not None for match in found), "each pin needs its reason"
+    return {match[1]: match[2] for match in found if match}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+def test_the_example_the_readme_and_the_code_name_the_same_settings() -> None:
+    example = dict(
+        line.split("=", 1)
+        for line in (ROOT / ".env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    table = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.M)
+    defaults = {name: default or "" for name, (default, _) in app.SETTINGS.items()}
+    assert example == defaults
+    assert {name: cell.strip().strip("`") for name, cell in table} == {
+        name: "required" if default is None else default or "none"
+        for name, (default, _) in app.SETTINGS.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_each_requirement_is_pinned_as_locked_and_is_used(name: str) -> None:
+    locked = dict(
+        re.findall(r"^([\w-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.M)
+    )
+    ours = [*ROOT.glob("*.py"), *ROOT.glob("fakes/*.py"), *ROOT.glob("tests/*.py")]
+    used = set().union(*map(imports, ours))
+    for package, version in pins(name).items():
+        assert locked[package] == version
+        assert package in COMMANDS or MODULES.get(package, package) in used, package
+
+
+def test_the_lock_has_a_hash_for_each_package_and_names_no_host() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"^(?=[a-z])", text, flags=re.M)[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text
+
+
+def test_imports_run_one_way() -> None:
+    stdlib = sys.stdlib_module_names
+    ours = {"app", "usage", "setup_stripe", "fakes", "tests"}
+    allowed = {"app": {"usage"}, "usage": set(), "setup_stripe": set(), "gunicorn.conf": set()}
+    for name, own in allowed.items():
+        assert imports(ROOT / f"{name}.py") & ours == own
+    for path in (ROOT / "fakes").glob("*.py"):
+        assert imports(path) <= stdlib | {"flask", "werkzeug", "fakes"}

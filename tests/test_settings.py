@@ -1,0 +1,160 @@
+"""What the service needs to start, however it is started."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import app
+from fakes.processes import ROOT, answers, wait_for
+from tests.conftest import KEY, SECRET, TOKEN, free_port
+
+GOOD = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET}
+STARTS = {
+    "flask": ["-m", "flask", "run", "--port", "0"],
+    "python": ["app.py"],
+    "gunicorn": ["-m", "gunicorn", "app:create_app()", "--bind", "127.0.0.1:0"],
+}
+LISTENING = re.compile(r"(?:Running on|Listening at:) (http://(?:127\.0\.0\.1|localhost):\d+)")
+
+
+def test_defaults() -> None:
+    assert app.read_settings(GOOD) == {
+        **GOOD,
+        "STRIPE_API_BASE": "https://api.stripe.com",
+        "OPENMETER_URL": "http://localhost:8888",
+        "OPENMETER_TOKEN": None,
+        "OPENMETER_WINDOW_SIZE": "HOUR",
+        "USAGE_ROUNDING": "down",
+        "PORT": 4242,
+    }
+
+
+def test_an_empty_value_counts_as_not_set() -> None:
+    optional = dict.fromkeys(app.SETTINGS.keys() - GOOD.keys(), "")
+    assert app.read_settings({**GOOD, **optional}) == app.read_settings(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "missing: STRIPE_KEY, STRIPE_WEBHOOK_SECRET"),
+        ({"STRIPE_KEY": KEY}, "missing: STRIPE_WEBHOOK_SECRET"),
+        ({"STRIPE_WEBHOOK_SECRET": SECRET}, "missing: STRIPE_KEY"),
+        ({"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": ""}, "missing: STRIPE_WEBHOOK_SECRET"),
+    ],
+)
+def test_one_message_names_all_that_is_missing(
+    given: dict[str, str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(app.SettingsError, match=re.escape(f"{named} (see .env.example)")) as ended:
+        app.create_app(given)
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == f"{ended.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STRIPE_KEY", "sk_test_1\n"),
+        ("STRIPE_KEY", "sk test"),
+        ("STRIPE_KEY", "sk_tést"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec 1"),
+        ("OPENMETER_TOKEN", "to\rken"),
+        ("STRIPE_API_BASE", "api.stripe.com"),
+        ("STRIPE_API_BASE", "ftp://api.stripe.com"),
+        ("STRIPE_API_BASE", "https:///v1"),
+        ("OPENMETER_URL", "localhost:8888"),
+        ("OPENMETER_URL", "http://user:pass@localhost"),
+        ("OPENMETER_URL", "http://localhost?x=1"),
+        ("OPENMETER_URL", "http://localhost:99999"),
+        ("OPENMETER_URL", "http://[::1"),
+        ("OPENMETER_WINDOW_SIZE", "WEEK"),
+        ("OPENMETER_WINDOW_SIZE", "hour"),
+        ("USAGE_ROUNDING", "even"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "http"),
+        ("PORT", "४२"),
+    ],
+)
+def test_a_value_that_is_not_valid_is_named_but_not_shown(name: str, value: str) -> None:
+    with pytest.raises(app.SettingsError, match=f"{name} must be") as ended:
+        app.read_settings({**GOOD, name: value})
+    assert value not in str(ended.value)
+
+
+def test_missing_and_not_valid_are_told_at_once() -> None:
+    with pytest.raises(app.SettingsError, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
+        app.read_settings({**GOOD, "STRIPE_KEY": "", "USAGE_ROUNDING": "x", "PORT": "x"})
+
+
+def test_a_trailing_slash_of_an_address_is_dropped() -> None:
+    settings = app.read_settings({**GOOD, "OPENMETER_URL": "http://localhost:8888/om/"})
+    assert settings["OPENMETER_URL"] == "http://localhost:8888/om"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a folder with the service and nothing else, so that `.env` is the test's own."""
+    for name in ("app.py", "usage.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", STARTS)
+def test_a_start_without_settings_ends_with_one_message(copy: Path, way: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *STARTS[way]],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    printed = done.stdout + done.stderr
+    message = "Cannot start: missing: STRIPE_KEY, STRIPE_WEBHOOK_SECRET (see .env.example)"
+    assert done.returncode == 3
+    assert printed.count(message) == 1
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("way", STARTS)
+def test_an_env_file_is_honoured_and_real_variables_win(copy: Path, way: str) -> None:
+    (copy / ".env").write_text(f"STRIPE_KEY={KEY}\nUSAGE_ROUNDING=wrong\nPORT=0\n")
+    env = {**os.environ, "STRIPE_WEBHOOK_SECRET": SECRET, "PYTHONUNBUFFERED": "1"}
+    broken = subprocess.run(
+        [sys.executable, *STARTS[way]],
+        cwd=copy,
+        env={**env, "PORT": "4242"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "Cannot start: USAGE_ROUNDING must be one of" in broken.stdout + broken.stderr
+
+    output = (copy / "output").open("w")
+    running = subprocess.Popen(
+        [sys.executable, *STARTS[way]],
+        cwd=copy,
+        env={**env, "USAGE_ROUNDING": "up", "OPENMETER_TOKEN": TOKEN, "PORT": free_port()},
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        url = wait_for(
+            lambda: LISTENING.search((copy / "output").read_text()), "the service", 30
+        ).group(1)
+        wait_for(lambda: answers(f"{url}/healthz"), "an answer", 30)
+    finally:
+        running.terminate()
+        running.wait(10)
+        output.close()
+    printed = (copy / "output").read_text()
+    assert not any(word in printed for word in (KEY, SECRET, TOKEN))

@@ -1,0 +1,145 @@
+"""The seeding script against the Stripe stand-in."""
+
+import re
+
+import pytest
+
+import setup_stripe
+from tests.conftest import ACACIA, KEY, Stripe, free_port
+
+LIVE = ["sk_live_4Tz1", "rk_live_4Tz1"]
+LINE = re.compile(r"Stripe (\w+) (created|already there): https://dashboard\.stripe\.com/(.+)")
+
+
+@pytest.fixture(autouse=True)
+def account(stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_stripe, "dotenv_values", lambda _: {})
+    monkeypatch.setenv("STRIPE_KEY", KEY)
+    monkeypatch.setenv("STRIPE_API_BASE", stripe_fake.url + "/")
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str, str]]:
+    lines = capsys.readouterr().out.splitlines()
+    return [match.groups() for line in lines if (match := LINE.fullmatch(line))]  # type: ignore[misc]
+
+
+def test_it_creates_all_four_with_the_meter_on_the_item(
+    stripe_fake: Stripe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_stripe.main(["--meter", "cpu_seconds"])
+    lines = printed(capsys)
+    ids = {kind: path.rsplit("/", 1)[1] for kind, _, path in lines}
+    assert [(kind, state, path) for kind, state, path in lines] == [
+        (kind, "created", f"test/{kind}s/{ids[kind]}")
+        for kind in ("product", "price", "customer", "subscription")
+    ]
+    assert {seen["version"] for seen in stripe_fake.requests()} == {ACACIA}
+    subscription = stripe_fake.call("GET", f"subscriptions/{ids['subscription']}")
+    (item,) = subscription["items"]["data"]
+    assert subscription["customer"] == ids["customer"]
+    assert item["metadata"] == {"om_meter_id": "cpu_seconds"}
+    assert item["price"]["id"] == ids["price"]
+    assert item["price"]["product"] == ids["product"]
+    assert (item["price"]["unit_amount"], item["price"]["currency"]) == (10, "usd")
+    assert item["price"]["recurring"] == {
+        "interval": "month",
+        "interval_count": 1,
+        "meter": None,
+        "usage_type": "metered",
+    }
+
+
+def test_a_second_run_finds_product_and_price_again(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_stripe.main([])
+    first = printed(capsys)
+    setup_stripe.main([])
+    second = printed(capsys)
+    assert [state for _, state, _ in second] == ["already there"] * 2 + ["created"] * 2
+    assert [path for _, _, path in second[:2]] == [path for _, _, path in first[:2]]
+    assert {path for _, _, path in second[2:]}.isdisjoint(path for _, _, path in first[2:])
+
+
+@pytest.mark.parametrize("key", LIVE)
+def test_a_live_key_is_refused_before_any_call(
+    stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("STRIPE_KEY", key)
+    with pytest.raises(SystemExit, match="a live key: use a test key, or give --live"):
+        setup_stripe.main([])
+    assert stripe_fake.requests() == []
+
+
+def test_live_leads_to_the_live_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_stripe.main(["--live"])
+    assert printed(capsys)[0][2].startswith("products/")
+
+
+@pytest.mark.parametrize("key", ["", "sk test", "sk_test_1\n"])
+def test_a_key_that_is_missing_or_not_valid_is_refused(
+    stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("STRIPE_KEY", key)
+    with pytest.raises(SystemExit, match=r"STRIPE_KEY is missing or not valid: copy \.env"):
+        setup_stripe.main([])
+    assert stripe_fake.requests() == []
+
+
+@pytest.mark.parametrize("meter", ["", "M1", "a b", "../x"])
+def test_a_meter_that_is_no_slug_is_refused(stripe_fake: Stripe, meter: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        setup_stripe.main(["--meter", meter])
+    assert stripe_fake.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "done"),
+    [
+        ("prices", "product", "nothing"),
+        ("products", "product", "nothing"),
+        ("customers", "customer", r"product prod_\w+, price price_\w+"),
+        ("subscriptions", "subscription", r"product prod_\w+, price price_\w+, customer cus_\w+"),
+    ],
+)
+def test_an_error_says_what_failed_what_to_do_and_what_was_there_by_then(
+    stripe_fake: Stripe, path: str, kind: str, done: str
+) -> None:
+    error = {"error": {"message": "It is\n closed."}}
+    stripe_fake.fault(path=f"/v1/{path}", status=400, body=error)
+    with pytest.raises(SystemExit) as ended:
+        setup_stripe.main([])
+    said = (
+        f"Stripe {kind} not created: Stripe answered 400: It is closed. Mend that, then run this "
+        f"again. Done by then: {done}."
+    )
+    assert re.fullmatch(said, str(ended.value.code))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"status": 401, "body": {"error": {"message": KEY}}}, "401. Check STRIPE_KEY"),
+        ({"status": 403, "body": {"error": {"message": KEY}}}, "403. Check STRIPE_KEY"),
+        ({"status": 503, "body": "<h1>", "times": 2}, "503. Run this again in a while."),
+        ({"status": 200, "body": "<h1>"}, "200. Run this again in a while."),
+        ({"drop": True, "times": 2}, "no answer (ConnectionError). Check STRIPE_API_BASE"),
+        (
+            {"status": 400, "body": {"error": {"message": "must be backed by meters."}}},
+            "must be backed by meters. This account has no usage records any more",
+        ),
+    ],
+)
+def test_each_kind_of_error_is_one_line_without_the_key(
+    stripe_fake: Stripe, fault: dict[str, object], reason: str
+) -> None:
+    stripe_fake.fault(path="/v1/prices", **fault)
+    with pytest.raises(SystemExit) as ended:
+        setup_stripe.main([])
+    assert reason in str(ended.value.code)
+    assert "\n" not in str(ended.value.code)
+    assert KEY not in str(ended.value.code)
+
+
+def test_a_service_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIPE_API_BASE", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(SystemExit, match=r"no answer \(ConnectionError\)\. Check STRIPE_API"):
+        setup_stripe.main([])

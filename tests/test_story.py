@@ -1,0 +1,239 @@
+"""The whole job over real HTTP with real processes."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from stripe import WebhookSignature
+
+from fakes import demo
+from fakes.processes import ROOT, WEBHOOK_SECRET, Processes, answers, wait_for
+from tests.conftest import ACACIA, DAY, END, ENDIVE, OpenMeter, Stripe, free_port, updated
+
+README = (ROOT / "README.md").read_text()
+DEMO = [sys.executable, "-m", "fakes.demo"]
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    with Processes() as running:
+        yield running
+
+
+def seeded(processes: Processes, units: int) -> Stripe:
+    """Return the Stripe stand-in with one metered subscription and its usage."""
+    stripe = Stripe(processes.stripe)
+    stripe.seed()
+    OpenMeter(processes.openmeter).use(stripe.ids["customer"], *[1] * units)
+    return stripe
+
+
+@pytest.mark.parametrize("version", [ACACIA, ENDIVE])
+def test_each_period_of_a_renewed_subscription_is_on_its_own_invoice(
+    processes: Processes, version: str
+) -> None:
+    service = processes.start_service(api_version=version, delay_seconds=0)
+    stripe = seeded(processes, 10)
+    openmeter = OpenMeter(processes.openmeter, count=100)
+    path = f"subscriptions/{stripe.ids['subscription']}"
+    stripe.call("POST", path, **{"metadata[a]": "1"})
+    processes.deliveries(1)
+    stripe.advance(END + DAY)
+    processes.deliveries(2)
+    openmeter.use(stripe.ids["customer"], 5, time="2023-07-08T00:00:00Z")
+    stripe.call("POST", path, **{"metadata[a]": "2"})
+    deliveries = processes.deliveries(3)
+    stripe.advance(END + 40 * DAY)
+    assert [delivery["status"] for delivery in deliveries] == [200] * 3
+    lines = [
+        line["quantity"]
+        for invoice in stripe.call("GET", "invoices", limit=100)["data"]
+        for line in invoice["lines"]["data"]
+    ]
+    assert lines == [5, 10, 0]
+    assert service.printed().count("total_usage: 10.000000") == 1
+    assert "Traceback" not in service.printed()
+
+
+def test_deliveries_doubled_reversed_and_failing_end_in_the_same_record(
+    processes: Processes,
+) -> None:
+    processes.start_service(api_version=ENDIVE, hold=True, delay_seconds=0, retry_seconds=[0.1] * 5)
+    stripe = seeded(processes, 10)
+    for n in range(3):
+        stripe.call(
+            "POST", f"subscriptions/{stripe.ids['subscription']}", **{"metadata[n]": str(n)}
+        )
+    stripe.advance(END + DAY)
+    OpenMeter(processes.openmeter).fault(path="/query", status=503, times=4)
+    stripe.fake("POST", "release", {"order": "reversed", "copies": 2})
+    deliveries = processes.deliveries(9)
+    assert sum(delivery["status"] == 500 for delivery in deliveries) == 2
+    # The renewal closed the first period before anything was reported: nothing can be written
+    # to it any more, and nothing was written to the new one.
+    assert stripe.usage() == [0, 0]
+    closed = [d for d in deliveries if "the billing period has closed" in d["answer"]]
+    assert len(closed) == 6
+
+
+def test_two_hundred_deliveries_at_once_over_one_process(processes: Processes) -> None:
+    service = processes.start_service()
+    stripe, openmeter = Stripe(processes.stripe), OpenMeter(processes.openmeter)
+    stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 10)
+    openmeter.use(stripe.ids["customer"], 10)
+    body = json.dumps(updated(stripe.subscription()))
+
+    def deliver(_: int) -> tuple[int, int]:
+        status, answer = post(processes.service, body)
+        return status, len(answer["reported"])
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(deliver, range(200)))
+    assert answers == [(200, 10)] * 200
+    assert {item: stripe.usage(item) for item in stripe.items()} == {
+        item: [10] for item in stripe.items()
+    }
+    printed = service.printed()
+    assert printed.count("total_usage: 10.000000") == 2_000
+    assert "Connection pool is full" not in printed
+    assert "Traceback" not in printed
+
+
+def post(address: str, body: str, *, chunked: bool = False) -> tuple[int, Any]:
+    """Post a signed body, with a Content-Length or in chunks; return status and JSON."""
+    signature = WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET)
+    sent: Any = iter([body.encode()]) if chunked else body.encode()
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    with closing(connection):
+        connection.request("POST", "/webhook", sent, {"Stripe-Signature": signature})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def test_a_body_in_chunks_is_read_up_to_a_mebibyte(processes: Processes) -> None:
+    processes.start_service()
+    for size, status in ((100, 200), (1024 * 1024, 200), (1024 * 1024 + 1, 413)):
+        for chunked in (False, True):
+            body = '{"type": "invoice.paid"}'.ljust(size)
+            assert post(processes.service, body, chunked=chunked)[0] == status
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    found, parents = [], {pid}
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    for child, parent in sorted(pairs):
+        if parent in parents:
+            parents.add(child)
+            found.append(child)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_demo_ends_in_an_invoice_as_the_readme_shows() -> None:
+    shown = README.split("$ make demo\nInstalling into .venv ...\n")[1].split("```")[0]
+    done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    changing = re.compile(r"(?<=127\.0\.0\.1:)\d+|\d{4}-\d\d-\d\d \d\d:00:00")
+    assert changing.sub("…", shown) == changing.sub("…", done.stdout)
+    assert done.stdout.endswith("10 units, $1.00\n")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_readmes_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
+    for name in ("app.py", "usage.py", "setup_stripe.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "fakes", tmp_path / "fakes")
+    by_hand = README.split("The same by hand")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", by_hand, re.S)
+    ports = {port: free_port() for port in ("4010", "4011", "4242")}
+    for port, free in ports.items():
+        blocks = [block.replace(port, free) for block in blocks]
+    blocks = [block.replace(".venv/bin/python", sys.executable) for block in blocks]
+    env = {**os.environ, "PORT": ports["4242"], "PYTHONUNBUFFERED": "1"}
+    with (tmp_path / "output").open("w") as output, ExitStack() as servers:
+        for block in blocks[:3]:
+            server = subprocess.Popen(
+                ["bash", "-ec", block],
+                cwd=tmp_path,
+                env=env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            servers.callback(server.wait, 10)
+            servers.callback(os.killpg, server.pid, signal.SIGTERM)
+        for port, path in (
+            ("4010", "_fake/events"),
+            ("4011", "api/v1/meters"),
+            ("4242", "healthz"),
+        ):
+            wait_for(partial(answers, f"http://127.0.0.1:{ports[port]}/{path}"), port, 30)
+        user = subprocess.run(
+            ["bash", "-ec", blocks[3]],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        logged = re.compile(r"^stripe_customer: cus_00000003, .* total_usage: (\S+),", re.M)
+        wait_for(lambda: len(logged.findall((tmp_path / "output").read_text())) == 2, "reports", 10)
+    assert user.stdout.endswith('"quantity":10\n"total":100\n')
+    assert logged.findall((tmp_path / "output").read_text()) == ["10.000000", "0.000000"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_an_interrupted_demo_leaves_no_process_behind(
+    tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    with (tmp_path / "output").open("w") as output:
+        running = subprocess.Popen(DEMO, cwd=ROOT, stdout=output, stderr=output)
+        wait_for(lambda: "2. Use" in (tmp_path / "output").read_text(), "the demo", 60)
+        started = children(running.pid)
+        assert len(started) == 4  # both stand-ins, gunicorn and its worker
+        running.send_signal(sent)
+        assert running.wait(30) == status
+    wait_for(lambda: not any(map(alive, started)), "the processes to end", 10)
+    assert "Traceback" not in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("DURATIONS", [4, 3, 2], "did not report 10 units"),
+        ("DAY", 0, "billed twice"),
+        ("SETUP_LINE", re.compile("nothing"), r"setup_stripe\.py ended with 0"),
+    ],
+)
+def test_a_step_that_goes_wrong_ends_the_demo_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object, reason: str
+) -> None:
+    monkeypatch.setattr(demo, name, value)
+    with pytest.raises(SystemExit, match=f"The demo failed: (?s:.)*{reason}"):
+        demo.main()
+    assert not [pid for pid in children(os.getpid()) if alive(pid)]

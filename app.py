@@ -112,7 +112,8 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     missing, invalid = [], []
     for name, (default, check) in SETTINGS.items():
-        value = str(source.get(name) or default or "")
+        given = source.get(name)
+        value = str(default or "" if given in (None, "") else given)
         if not value and default is None:
             missing.append(name)
         try:
@@ -232,11 +233,11 @@ def genuine_event(body: bytes, signature: str | None, webhook_secret: str) -> di
 
 def updated_subscription(event: Mapping[str, Any]) -> usage.Json:
     """Return the subscription that an event carries. Raises InvalidSubscription."""
-    for name in ("data", "object"):
-        event = event[name] if isinstance(event.get(name), dict) else {}
-        if not event:
-            raise usage.InvalidSubscription(f"{name} is missing")
-    return event
+    data = event.get("data")
+    subscription = data.get("object") if isinstance(data, dict) else None
+    if not isinstance(subscription, dict):
+        raise usage.InvalidSubscription("data.object is missing")
+    return subscription
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def all_items(subscription: usage.Json, clients: Clients, outcome: Outcome) -> l
     entries: list[Any] = items["data"]
     if not items.get("has_more"):
         return entries
-    known = {entry.get("id") for entry in entries if isinstance(entry, dict)}
+    known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
     subscription_id = usage.stripe_id(subscription, "id", "")
     rest = f"{subscription_id}, items after the first {len(entries)}"
     try:

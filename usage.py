@@ -137,14 +137,20 @@ def stripe_id(holder: Json, name: str, path: str) -> str:
 
 
 def _metadata(first: Json, second: Json, key: str, path: str) -> str | None:
+    """Return a key of the metadata of one object, or else of the other; empty is not set."""
     for holder in (first, second):
         metadata = holder.get("metadata") or {}
         value = metadata.get(key) if isinstance(metadata, Mapping) else metadata
-        if value is not None and not isinstance(value, str):
+        if value is not None and not _is_text(value):
             raise InvalidSubscription(f"{_field(path, 'metadata')}.{key} is no text")
         if value:
-            return value
+            return str(value)
     return None
+
+
+def _is_text(value: object) -> bool:
+    """Say whether a value is text that UTF-8 can carry; a lone surrogate of JSON's is not."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _customer(subscription: Json) -> str:

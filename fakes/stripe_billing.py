@@ -415,10 +415,9 @@ def render_price(price: Record) -> Record:
 
 def render_item(item: Record, subscription: Record, version: str) -> Record:
     """Return a subscription item; since basil it carries the period."""
-    shown = {"object": "subscription_item", **item, "price": render_price(item["price"])}
-    shown.pop("test_clock")
-    if item["quantity"] is None:
-        shown.pop("quantity")
+    hidden = {"livemode", "test_clock"} | ({"quantity"} if item["quantity"] is None else set())
+    shown = {key: value for key, value in item.items() if key not in hidden}
+    shown |= {"object": "subscription_item", "price": render_price(item["price"])}
     if version >= BASIL:
         shown["current_period_start"] = subscription["start"]
         shown["current_period_end"] = subscription["end"]

@@ -138,6 +138,17 @@ def test_items_that_an_event_leaves_out_are_read_from_stripe(start: Start, versi
     assert len(service.stripe.items()) == 25
 
 
+def test_an_item_whose_id_is_none_is_refused_among_many(start: Start) -> None:
+    service = start()
+    service.stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 12)
+    event = updated(service.stripe.subscription())
+    answer = service.post(json.dumps(changed(event, "data.object.items.data.3.id", ["si"])))
+    assert (answer.status_code, answer.json["error"]) == (
+        422,
+        "items.data[3].id is missing or is no id",
+    )
+
+
 def test_the_items_of_the_event_are_reported_though_the_others_cannot_be_read(
     start: Start,
 ) -> None:
@@ -379,10 +390,10 @@ def changed(event: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     [
         ("type", ..., "type"),
         ("type", 5, "type"),
-        ("data", ..., "data"),
-        ("data", [], "data"),
-        ("data.object", ..., "object"),
-        ("data.object", "sub_1", "object"),
+        ("data", ..., "data.object"),
+        ("data", [], "data.object"),
+        ("data.object", ..., "data.object"),
+        ("data.object", "sub_1", "data.object"),
         ("data.object.items", ..., "items.data"),
         ("data.object.items", [], "items.data"),
         ("data.object.items.data", {}, "items.data"),
@@ -390,6 +401,7 @@ def changed(event: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("data.object.items.data.0.id", ..., "items.data[0].id"),
         ("data.object.items.data.0.id", "../x", "items.data[0].id"),
         ("data.object.items.data.0.id", "", "items.data[0].id"),
+        ("data.object.items.data.0.id", ["si_1"], "items.data[0].id"),
         ("data.object.items.data.0.price", ..., "items.data[0].price"),
         ("data.object.items.data.0.price.id", ..., "items.data[0].price.id"),
         ("data.object.items.data.0.price.id", "a\nb", "items.data[0].price.id"),
@@ -405,6 +417,7 @@ def changed(event: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("data.object.customer", {"id": "cus/1"}, "customer.id"),
         ("data.object.customer", 7, "customer"),
         ("data.object.metadata", {"om_subject": 7}, "metadata.om_subject"),
+        ("data.object.metadata", {"om_subject": "\ud800"}, "metadata.om_subject"),
         ("data.object.metadata", ["x"], "metadata.om_subject"),
         ("data.object.current_period_start", ..., "current_period_start"),
         ("data.object.current_period_start", "1686147630", "current_period_start"),

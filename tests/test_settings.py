@@ -159,3 +159,16 @@ def test_an_env_file_is_honoured_and_real_variables_win(copy: Path, way: str) ->
         output.close()
     printed = (copy / "output").read_text()
     assert not any(word in printed for word in (KEY, SECRET, TOKEN))
+
+
+def test_gunicorn_listens_on_the_port_of_the_env_file(copy: Path) -> None:
+    port = free_port()
+    (copy / ".env").write_text(f"STRIPE_KEY={KEY}\nSTRIPE_WEBHOOK_SECRET={SECRET}\nPORT={port}\n")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=copy, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: answers(f"http://localhost:{port}/healthz"), "an answer", 30)
+    finally:
+        running.terminate()
+        running.wait(10)

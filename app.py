@@ -388,7 +388,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
         try:
             outcome = report_subscription(updated_subscription(event), clients, settings)
         except usage.InvalidSubscription as error:
-            raise UnprocessableEntity(str(error)) from error
+            event_id = str(event.get("id"))[:64]
+            raise UnprocessableEntity(f"{error} (event {event_id!r})") from error
         return asdict(outcome), 500 if outcome.failed else 200
 
     return app

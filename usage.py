@@ -196,7 +196,8 @@ def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:
         status = getattr(error, "status_code", None) or "unknown"
         raise _meter_failed(item, f"OpenMeter's answer is unreadable (status {status})") from error
     except BaseError as error:
-        raise _meter_failed(item, f"OpenMeter did not answer ({type(error).__name__})") from error
+        cause = type(error.inner_exception or error).__name__
+        raise _meter_failed(item, f"OpenMeter did not answer ({cause})") from error
     body = response.text()
     if response.status_code != OK:
         problem = _problem(response.status_code, body)

@@ -219,7 +219,7 @@ def _problem(status: int, body: str) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
+    return " ".join(str(text).encode(errors="replace").decode().split())[:300]
 
 
 def _total(item: MeteredItem, body: str) -> Decimal | None:

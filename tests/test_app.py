@@ -476,7 +476,7 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (QUERY, {"status": 500}, "meter m1: OpenMeter answered 500"),
     (QUERY, {"status": 503, "body": "<h1>", "content_type": "text/html"}, "answered 503"),
     (QUERY, {"status": 503, "body": "<h1>"}, "answer is unreadable (status 503)"),
-    (QUERY, {"status": 429, "headers": {"Retry-After": "3600"}}, "OpenMeter answered 429"),
+    (QUERY, {"status": 429, "headers": {"Retry-After": "30"}}, "OpenMeter answered 429"),
     (QUERY, {"status": 404, "body": {"detail": "no such\nmeter"}}, "404: no such meter"),
     (QUERY, {"status": 401, "body": {"detail": TOKEN}}, "OpenMeter answered 401"),
     (QUERY, {"status": 301, "headers": {"Location": "/elsewhere"}}, "did not answer"),

@@ -62,16 +62,25 @@ class MeteredItem:
     window: int
     start: int
     end: int
+    anchor: int | None = None
 
     @property
     def window_start(self) -> datetime:
         """Return the period's start, rounded down to the window."""
-        return round_down(self.start, self.window)
+        return self._rounded(self.start)
 
     @property
     def window_end(self) -> datetime:
         """Return the period's end, rounded down to the window."""
-        return round_down(self.end, self.window)
+        return self._rounded(self.end)
+
+    def _rounded(self, boundary: int) -> datetime:
+        """Round a boundary down, unless it is a billing cycle anchor that was moved.
+
+        A reset moves the anchor to its own instant, and Stripe invoices at once what had been
+        reported by then: rounded down, the new period would bill a part of that again.
+        """
+        return round_down(boundary, 1 if boundary == self.anchor else self.window)
 
     @property
     def record_timestamp(self) -> int:
@@ -114,6 +123,7 @@ def metered_item(item: Json, subscription: Json, path: str, window_size: str) ->
         window=WINDOW_SECONDS[window_size],
         start=start,
         end=end,
+        anchor=_moved_anchor(subscription),
     )
 
 
@@ -175,13 +185,24 @@ def _period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
     return seconds[0], seconds[1]
 
 
+def _moved_anchor(subscription: Json) -> int | None:
+    """Return the billing cycle anchor if it is not where the subscription began, else None.
+
+    It is a reset's instant, or a date given at the start, where both periods that meet there
+    agree on it (docs.stripe.com/billing/subscriptions/billing-cycle).
+    """
+    anchor, began = subscription.get("billing_cycle_anchor"), subscription.get("start_date")
+    moved = type(anchor) is int and type(began) is int and anchor != began
+    return anchor if moved else None
+
+
 def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:
     """Ask OpenMeter for the item's total over its rounded period, in the meter's own aggregation.
 
     None means an answer without rows: no usage, or a subject that OpenMeter does not know.
     Raises ReportFailed, naming the meter.
     """
-    if item.window_start == item.window_end:
+    if item.window_start >= item.window_end:
         return Decimal(0)  # OpenMeter refuses an empty period
     query = {
         "subject": item.subject,

@@ -11,7 +11,6 @@ from fakes.processes import ROOT, Failed, Process, Processes, call
 
 ACACIA = "2025-02-24.acacia"
 DURATIONS = [4, 3, 2, 1]
-DAY = 86_400
 SETUP_LINE = re.compile(r"Stripe (\w+) created: https://dashboard\.stripe\.com/test/\w+/(\w+)")
 REPORT_LINE = re.compile(r"^stripe_customer: .*, total_usage: 10\.000000, from: .* UTC$", re.M)
 
@@ -39,12 +38,12 @@ def demonstrate(processes: Processes) -> None:
     ids = seed(processes)
 
     print("\n2. Use the product: four executions, 10 units in all, go to OpenMeter")
-    send_usage(processes, ids["customer"])
+    send_usage(processes, ids)
 
     print("\n3. Update the subscription: Stripe tells the service, which reports\n")
     print(report_line(processes, service, ids["subscription"]))
 
-    print("\n4. A day later, reset the billing cycle: Stripe invoices what was reported\n")
+    print("\n4. Reset the billing cycle: Stripe invoices what was reported\n")
     print(invoice_line(processes, ids["subscription"]))
 
 
@@ -66,16 +65,18 @@ def seed(processes: Processes) -> dict[str, str]:
     return ids
 
 
-def send_usage(processes: Processes, subject: str) -> None:
-    """Send one CloudEvent for each execution."""
+def send_usage(processes: Processes, ids: dict[str, str]) -> None:
+    """Send one CloudEvent for each execution, in the subscription's first second."""
+    path = f"/v1/subscriptions/{ids['subscription']}"
+    start = processes.stripe_call("GET", path, "", ACACIA)["current_period_start"]
     events = [
         {
             "specversion": "1.0",
             "id": f"execution-{n}",
             "source": "demo",
             "type": "execution",
-            "subject": subject,
-            "time": datetime.now(UTC).isoformat(),
+            "subject": ids["customer"],
+            "time": datetime.fromtimestamp(start, UTC).isoformat(),
             "data": {"duration": duration},
         }
         for n, duration in enumerate(DURATIONS, start=1)
@@ -101,8 +102,7 @@ def update(processes: Processes, subscription: str, form: str) -> None:
 
 
 def invoice_line(processes: Processes, subscription: str) -> str:
-    """Let a day pass, reset the billing cycle and return what the invoice says."""
-    call("POST", f"{processes.stripe}/_fake/advance", {"seconds": DAY})
+    """Reset the billing cycle and return what the invoice says."""
     update(processes, subscription, "billing_cycle_anchor=now")
     found = processes.stripe_call("GET", f"/v1/invoices?subscription={subscription}", "", ACACIA)
     invoice: dict[str, Any] = found["data"][0]

@@ -164,6 +164,7 @@ class Account:
             latest_invoice=None,
             metadata=form.get("metadata", {}),
             start=now,
+            start_date=now,
             status="active",
             test_clock=customer["test_clock"],
         )

@@ -29,7 +29,7 @@ class Endpoint:
         self.url: str | None = None
         self.secret = ""
         self.api_version = ""
-        self.delay_seconds = 1.0
+        self.delay_seconds = 0.0
         self.retry_seconds: list[float] = [1, 2, 4, 8]
         self.hold = False
         self.events: dict[str, dict[str, Any]] = {}

@@ -3,9 +3,12 @@
 import io
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 import urllib3
@@ -13,6 +16,7 @@ from pytest_mock import MockerFixture
 from requests.adapters import HTTPAdapter
 from stripe import WebhookSignature
 
+import app
 import usage
 from tests.conftest import (
     ACACIA,
@@ -568,6 +572,34 @@ def test_a_service_that_is_down_fails_the_delivery(start: Start, setting: str) -
     assert "did not answer" in answer.json["failed"][0]["error"]
 
 
+class KeptAlive(BaseHTTPRequestHandler):
+    """Answer any call on connections that stay open."""
+
+    protocol_version = "HTTP/1.1"
+    connections: ClassVar[set[int]] = set()
+
+    def do_GET(self) -> None:
+        self.connections.add(self.client_address[1])
+        time.sleep(0.01)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+def test_the_threads_of_a_process_share_and_reuse_connections() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    with app.http_session() as session, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: session.get(url), range(200)))
+    server.shutdown()
+    server.server_close()
+    assert len(KeptAlive.connections) <= 16
+
+
 def test_four_attempts_of_one_item_stay_under_forty_seconds(
     service: Service, mocker: MockerFixture
 ) -> None:
@@ -603,6 +635,21 @@ def test_events_out_of_order_leave_the_newest_total(service: Service) -> None:
     assert service.deliver(newer).status_code == 200
     assert service.deliver(older).status_code == 200
     assert service.stripe.usage() == [15]
+
+
+@pytest.mark.parametrize("version", [ACACIA, ENDIVE])
+def test_a_reset_within_a_window_bills_nothing_twice(service: Service, version: str) -> None:
+    stripe, openmeter = service.stripe, service.openmeter
+    customer = stripe.ids["customer"]
+    openmeter.use(customer, 5, time="2023-06-08T14:19:00Z")
+    service.deliver(stripe.subscription(version))
+    stripe.advance(START + DAY + 60)
+    stripe.call("POST", f"subscriptions/{stripe.ids['subscription']}", billing_cycle_anchor="now")
+    openmeter.use(customer, 2, time="2023-06-08T14:22:00Z")
+    stripe.advance(START + DAY + 120)
+    answer = service.deliver(stripe.subscription(version))
+    assert answer.json["reported"][0]["from"] == "2023-06-08 14:21:30 +0000 UTC"
+    assert stripe.usage() == [2, 15]
 
 
 def test_an_item_that_is_gone_is_answered_with_a_warning(service: Service) -> None:

@@ -46,7 +46,7 @@ def seeded(processes: Processes, units: int) -> Stripe:
 def test_each_period_of_a_renewed_subscription_is_on_its_own_invoice(
     processes: Processes, version: str
 ) -> None:
-    service = processes.start_service(api_version=version, delay_seconds=0)
+    service = processes.start_service(api_version=version)
     stripe = seeded(processes, 10)
     openmeter = OpenMeter(processes.openmeter, count=100)
     path = f"subscriptions/{stripe.ids['subscription']}"
@@ -72,7 +72,7 @@ def test_each_period_of_a_renewed_subscription_is_on_its_own_invoice(
 def test_deliveries_doubled_reversed_and_failing_end_in_the_same_record(
     processes: Processes,
 ) -> None:
-    processes.start_service(api_version=ENDIVE, hold=True, delay_seconds=0, retry_seconds=[0.1] * 5)
+    processes.start_service(api_version=ENDIVE, hold=True, retry_seconds=[0.1] * 5)
     stripe = seeded(processes, 10)
     for n in range(3):
         stripe.call(
@@ -109,7 +109,6 @@ def test_two_hundred_deliveries_at_once_over_one_process(processes: Processes) -
     }
     printed = service.printed()
     assert printed.count("total_usage: 10.000000") == 2_000
-    assert "Connection pool is full" not in printed
     assert "Traceback" not in printed
 
 
@@ -222,7 +221,6 @@ def test_an_interrupted_demo_leaves_no_process_behind(
     ("name", "value", "reason"),
     [
         ("DURATIONS", [4, 3, 2], "did not report 10 units"),
-        ("DAY", 0, "billed twice"),
         ("SETUP_LINE", re.compile("nothing"), r"setup_stripe\.py ended with 0"),
     ],
 )

@@ -80,6 +80,22 @@ def test_consecutive_periods_neither_overlap_nor_leave_a_gap(
     assert all(period.window_start <= period.window_end for period in periods)
 
 
+def test_a_moved_anchor_is_a_boundary_without_rounding() -> None:
+    anchored = {"billing_cycle_anchor": ITEM.start, "start_date": ITEM.start - 86_400}
+    found = planned(entry(), **anchored)
+    assert found
+    assert (found.window_start.timestamp(), found.window_end) == (ITEM.start, ITEM.window_end)
+    ahead = planned(entry(), **{**anchored, "billing_cycle_anchor": ITEM.end})
+    assert ahead
+    assert (ahead.window_start, ahead.window_end.timestamp()) == (ITEM.window_start, ITEM.end)
+
+
+@pytest.mark.parametrize("began", [ITEM.start, None])
+def test_an_anchor_where_the_subscription_began_is_rounded_down(began: int | None) -> None:
+    found = planned(entry(), billing_cycle_anchor=ITEM.start, start_date=began)
+    assert found == ITEM
+
+
 @pytest.mark.parametrize(
     ("text", "total"),
     [
@@ -226,9 +242,10 @@ def test_items_are_read_page_by_page_up_to_a_bound(mocker: MockerFixture) -> Non
         usage.subscription_items(client, "sub_1")
 
 
-def test_an_empty_period_is_zero_without_a_query(mocker: MockerFixture) -> None:
+@pytest.mark.parametrize("anchor", [None, ITEM.start])
+def test_an_empty_period_is_zero_without_a_query(mocker: MockerFixture, anchor: int | None) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
-    within_an_hour = replace(ITEM, start=ITEM.start, end=ITEM.start + 60)
+    within_an_hour = replace(ITEM, end=ITEM.start + 60, anchor=anchor)
     assert usage.total_usage(client, within_an_hour) == 0
     client.send_request.assert_not_called()
 

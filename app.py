@@ -32,11 +32,13 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
+import billing
 import usage
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
 MAX_THREADS = 32
+FRESH_SECONDS = 5
 LAST_PORT = 65_535
 
 log = logging.getLogger("app")
@@ -132,16 +134,16 @@ def environment() -> dict[str, str | None]:
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Give one attempt 3 s to connect, 8 s to read and 9.5 s for both.
+    """Give one attempt 3 s to connect, 8 s to read and 9 s for both.
 
-    With one retry at either service, an item's four attempts stay under 40 s.
+    With one retry at either service, and Stripe's being busy, an item stays under 40 s.
     """
 
     def send(  # type: ignore[override]
         self, request: requests.PreparedRequest, **options: Any
     ) -> requests.Response:
         """Send with our time-outs, whatever the caller's are."""
-        options["timeout"] = Timeout(connect=3, read=8, total=9.5)
+        options["timeout"] = Timeout(connect=3, read=8, total=9)
         return super().send(request, **options)
 
 
@@ -162,29 +164,33 @@ def http_session() -> requests.Session:
 
 
 @dataclass(frozen=True)
-class Clients:
-    """The process's one client of each service, for all its threads."""
+class Services:
+    """The process's one client of each service, for all its threads, and the usual window."""
 
-    stripe: stripe.StripeClient
     openmeter: openmeter.Client
+    stripe: billing.Account
+    window_size: str
 
 
-def connect(settings: Mapping[str, Any]) -> Clients:
+def connect(settings: Mapping[str, Any]) -> Services:
     """Return the clients; nothing is sent yet."""
     stripe.enable_telemetry = False
-    return Clients(
-        stripe=stripe.StripeClient(
-            settings["STRIPE_KEY"],
-            base_addresses={"api": settings["STRIPE_API_BASE"]},
-            max_network_retries=1,
-            http_client=stripe.RequestsClient(session=http_session()),
-        ),
-        openmeter=openmeter.Client(
-            endpoint=settings["OPENMETER_URL"],
-            token=settings["OPENMETER_TOKEN"],
-            retry_policy=RetryOnce(retry_total=1),
-            transport=RequestsTransport(session=http_session()),
-        ),
+    stripe_client = stripe.StripeClient(
+        settings["STRIPE_KEY"],
+        base_addresses={"api": settings["STRIPE_API_BASE"]},
+        max_network_retries=1,
+        http_client=stripe.RequestsClient(session=http_session()),
+    )
+    openmeter_client = openmeter.Client(
+        endpoint=settings["OPENMETER_URL"],
+        token=settings["OPENMETER_TOKEN"],
+        retry_policy=RetryOnce(retry_total=1),
+        transport=RequestsTransport(session=http_session()),
+    )
+    return Services(
+        openmeter=openmeter_client,
+        stripe=billing.Account(stripe_client, settings["USAGE_ROUNDING"]),
+        window_size=settings["OPENMETER_WINDOW_SIZE"],
     )
 
 
@@ -231,13 +237,13 @@ def genuine_event(body: bytes, signature: str | None, webhook_secret: str) -> di
     return event
 
 
-def updated_subscription(event: Mapping[str, Any]) -> usage.Json:
-    """Return the subscription that an event carries. Raises InvalidSubscription."""
+def event_object(event: Mapping[str, Any]) -> usage.Json:
+    """Return the object that an event carries. Raises InvalidSubscription."""
     data = event.get("data")
-    subscription = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(subscription, dict):
+    carried = data.get("object") if isinstance(data, dict) else None
+    if not isinstance(carried, dict):
         raise usage.InvalidSubscription("data.object is missing")
-    return subscription
+    return carried
 
 
 @dataclass(frozen=True)
@@ -256,35 +262,137 @@ class Outcome:
 
     def fail(self, item: str, reason: str) -> None:
         """Note and log what Stripe has to send again."""
-        log.error("%s: %s", item, reason)
-        self.failed.append({"item": item, "error": reason})
+        entry = {"item": item, "error": reason}
+        if entry not in self.failed:
+            log.error("%s: %s", item, reason)
+            self.failed.append(entry)
 
 
-def report_subscription(
-    subscription: usage.Json, clients: Clients, settings: Mapping[str, Any]
-) -> Outcome:
-    """Report the running period of each metered item; an item that fails stops no other.
+def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
+    """Report the running period of each metered item, and one that closed just before it.
 
-    Raises InvalidSubscription before anything is written.
+    An item that fails stops no other. Raises InvalidSubscription before anything is written.
     """
     outcome = Outcome()
-    planned = []
-    for n, entry in enumerate(all_items(subscription, clients, outcome)):
-        path = f"items.data[{n}]"
-        if not isinstance(entry, dict):
-            raise usage.InvalidSubscription(f"{path} is no subscription item")
-        item = usage.metered_item(entry, subscription, path, settings["OPENMETER_WINDOW_SIZE"])
-        if item:
-            planned.append(item)
-        else:
-            outcome.skipped.append(str(entry.get("id")))
-    for item in planned:
-        report_item(item, clients, settings["USAGE_ROUNDING"], outcome)
+    items = metered_items(event_object(event), services, outcome)
+    running, as_of = as_it_is_now(event, items, services, outcome)
+    for item in items:
+        report_closed(item, event["data"].get("previous_attributes"), services, outcome)
+    for item in running:
+        report_item(item, as_of, services, outcome)
     return outcome
 
 
-def all_items(subscription: usage.Json, clients: Clients, outcome: Outcome) -> list[Any]:
-    """Return the event's items and those that it left out: Stripe puts at most ten into it."""
+def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
+    """Report the last period of each item backed by a Billing Meter, up to the end."""
+    outcome = Outcome()
+    subscription = event_object(event)
+    items = metered_items(subscription, services, outcome)
+    for item in [usage.ended_item(item, subscription) for item in items]:
+        if item.stripe_meter:
+            report_item(item, item.end, services, outcome)
+        else:
+            outcome.skipped.append(item.id)
+    return outcome
+
+
+def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | None:
+    """Report the closed period that a renewal's draft invoice bills; None for other invoices.
+
+    While the answer is no 2xx, Stripe holds the draft, for 72 h at most
+    (docs.stripe.com/invoicing/integration/workflow-transitions).
+    """
+    invoice = event_object(event)
+    if (invoice.get("status"), invoice.get("billing_reason")) != ("draft", "subscription_cycle"):
+        return None
+    outcome = Outcome()
+    subscription_id = usage.invoiced_subscription(invoice)
+    try:
+        subscription = billing.subscription(services.stripe, subscription_id)
+        lines = all_lines(invoice, services)
+    except usage.ReportRefused as error:
+        outcome.warn(subscription_id, str(error))
+    except usage.ReportFailed as error:
+        outcome.fail(subscription_id, str(error))
+    else:
+        for item in metered_items(subscription, services, outcome):
+            closed = usage.invoiced_item(item, lines, subscription)
+            if closed and item.stripe_meter:
+                report_item(closed, closed.end, services, outcome)
+            else:
+                outcome.skipped.append(item.id)
+    return outcome
+
+
+def all_lines(invoice: usage.Json, services: Services) -> list[usage.Json]:
+    """Return an invoice's lines, of which an event has the first ten at most."""
+    lines = invoice.get("lines")
+    if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
+        raise usage.InvalidSubscription("lines.data is missing")
+    if lines.get("has_more"):
+        return billing.invoice_lines(services.stripe, usage.stripe_id(invoice, "id", ""))
+    return [line for line in lines["data"] if isinstance(line, dict)]
+
+
+def as_it_is_now(
+    event: Mapping[str, Any], items: list[usage.MeteredItem], services: Services, outcome: Outcome
+) -> tuple[list[usage.MeteredItem], int]:
+    """Return the items that run now, and the second (UTC) of which that is known.
+
+    A late event may be of a period that a reset has ended since; the total that it leads to
+    would then count in a Billing Meter's next one. So the subscription is read again, unless the
+    event is fresh. Stripe itself refuses a late usage record. A test clock has its own time.
+    """
+    now, created = int(time.time()), event.get("created")
+    if not any(item.stripe_meter for item in items):
+        return items, now
+    known = event_object(event)
+    on_test_clock = known.get("test_clock") is not None
+    if type(created) is int and now - created <= FRESH_SECONDS and not on_test_clock:
+        return items, created
+    subscription_id = usage.stripe_id(known, "id", "")
+    try:
+        subscription = billing.subscription(services.stripe, subscription_id)
+        if on_test_clock:
+            clock_id = usage.reference(known, "test_clock")
+            now = billing.test_clock_time(services.stripe, clock_id)
+    except usage.ReportRefused as error:
+        outcome.warn(subscription_id, str(error))
+    except usage.ReportFailed as error:
+        outcome.fail(subscription_id, str(error))
+    else:
+        if subscription.get("status") != "canceled":
+            return metered_items(subscription, services, outcome), now
+    return [], now
+
+
+def metered_items(
+    subscription: usage.Json, services: Services, outcome: Outcome
+) -> list[usage.MeteredItem]:
+    """Return the items to report, none of which shares its Billing Meter with another."""
+    found = []
+    for n, entry in enumerate(all_items(subscription, services, outcome)):
+        path = f"items.data[{n}]"
+        if not isinstance(entry, dict):
+            raise usage.InvalidSubscription(f"{path} is no subscription item")
+        item = usage.metered_item(entry, subscription, path, services.window_size)
+        if item:
+            found.append(item)
+        elif str(entry.get("id")) not in outcome.skipped:
+            outcome.skipped.append(str(entry.get("id")))
+    shared = {
+        meter: [item.id for item in found if item.stripe_meter == meter]
+        for meter in {item.stripe_meter for item in found if item.stripe_meter}
+    }
+    for meter, ids in shared.items():
+        if len(ids) > 1:
+            reason = f"would overwrite each other's totals on Billing Meter {meter}"
+            outcome.fail(" and ".join(ids), f"{reason}, which counts per customer")
+    return [item for item in found if len(shared.get(str(item.stripe_meter), [])) <= 1]
+
+
+def all_items(subscription: usage.Json, services: Services, outcome: Outcome) -> list[Any]:
+    """Return the items at hand and those that were left out: Stripe lists at most ten."""
     items = subscription.get("items")
     if not isinstance(items, dict) or not isinstance(items.get("data"), list):
         raise usage.InvalidSubscription("items.data is missing")
@@ -295,7 +403,7 @@ def all_items(subscription: usage.Json, clients: Clients, outcome: Outcome) -> l
     subscription_id = usage.stripe_id(subscription, "id", "")
     rest = f"{subscription_id}, items after the first {len(entries)}"
     try:
-        stored = usage.subscription_items(clients.stripe, subscription_id)
+        stored = billing.subscription_items(services.stripe, subscription_id)
     except usage.ReportRefused as error:
         outcome.warn(rest, str(error))
     except usage.ReportFailed as error:
@@ -305,38 +413,63 @@ def all_items(subscription: usage.Json, clients: Clients, outcome: Outcome) -> l
     return entries
 
 
-def report_item(item: usage.MeteredItem, clients: Clients, rounding: str, outcome: Outcome) -> None:
-    """Report one item and note what became of it."""
+def report_closed(
+    item: usage.MeteredItem, previous: object, services: Services, outcome: Outcome
+) -> None:
+    """Report the period that closed before an item's running one, if it can still be billed."""
+    found = usage.closed_item(item, previous)
+    if found is None:
+        return
+    closed, by_reset = found
+    period = f"period {closed.start} to {closed.end} of {item.subscription}"
+    if not item.stripe_meter:
+        outcome.warn(item.id, f"usage after its last report is on no invoice: {period} has closed")
+        return
+    total = report_item(closed, closed.end, services, outcome)
+    if by_reset and total is not None:
+        reason = f"a reset ended {period}, invoiced with what had been reported by then"
+        outcome.warn(
+            item.id, f"{reason}; its total is {total:f}, and the rest may be on no invoice"
+        )
+
+
+def report_item(
+    item: usage.MeteredItem, as_of: int, services: Services, outcome: Outcome
+) -> Decimal | None:
+    """Report one period of an item, note what became of it, and return the total if it went."""
     try:
-        total, quantity = carry(item, clients, rounding)
+        total, sent = carry(item, as_of, services)
     except usage.ReportRefused as error:
         outcome.warn(item.id, str(error))
+        return None
     except usage.ReportFailed as error:
         outcome.fail(item.id, str(error))
-    else:
-        if total is None:
-            reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-            outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
-        report = usage.report_fields(item, total or Decimal(0))
-        log.info(", ".join(f"{name}: {value}" for name, value in report.items()))
-        outcome.reported.append({"item": item.id, "quantity": quantity, **report})
+        return None
+    if total is None:
+        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
+    report = usage.report_fields(item, total or Decimal(0))
+    log.info(", ".join(f"{name}: {value}" for name, value in report.items()))
+    outcome.reported.append({"item": item.id, "quantity": sent, **report})
+    return total or Decimal(0)
 
 
-def carry(item: usage.MeteredItem, clients: Clients, rounding: str) -> tuple[Decimal | None, int]:
-    """Set what OpenMeter counted as Stripe's quantity; return both, None for no rows.
+def carry(
+    item: usage.MeteredItem, as_of: int, services: Services
+) -> tuple[Decimal | None, int | str]:
+    """Carry an item's total over; return it, None for no rows, and what Stripe was sent.
 
     Raises ReportRefused or ReportFailed.
     """
-    total = usage.total_usage(clients.openmeter, item)
-    quantity = usage.quantity(total or Decimal(0), rounding)
-    wait_for_first_second(item)
-    usage.set_usage_record(clients.stripe, item, quantity)
-    return total, quantity
+    total = usage.total_usage(services.openmeter, item)
+    if not item.stripe_meter:
+        wait_for_first_second(item)
+    return total, billing.report(services.stripe, item, total or Decimal(0), as_of)
 
 
 def wait_for_first_second(item: usage.MeteredItem) -> None:
     """Sleep until the record's timestamp: Stripe takes none that lies in the future."""
-    seconds = item.record_timestamp - time.time()
+    seconds = billing.record_timestamp(item) - time.time()
     if 0 < seconds <= 1:
         time.sleep(seconds)
 
@@ -350,13 +483,20 @@ def error_as_json(error: HTTPException) -> Response:
     return response
 
 
+EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {
+    "customer.subscription.updated": report_updated,
+    "customer.subscription.deleted": report_deleted,
+    "invoice.created": report_invoice,
+}
+
+
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """Build the service; `config`, if given, stands in for the environment.
 
     Raises SettingsError.
     """
     settings = read_settings(environment() if config is None else config)
-    clients = connect(settings)
+    services = connect(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
     app.register_error_handler(HTTPException, error_as_json)
@@ -370,26 +510,28 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
-        """Report the usage of the subscription that a Stripe event carries.
+        """Report the usage that a Stripe event is about.
 
         200: every item is reported, skipped, or refused for good (see `warnings`); or the
-             event is of another type.
+             event is none of EVENTS.
         400: not genuine: the signature or the body is wrong; nobody was called.
         413: the body is over 1 MiB.
         422: genuine, but a field is missing or cannot be billed; nothing was written.
-        500: OpenMeter or Stripe failed for some item; Stripe sends the event again.
+        500: OpenMeter or Stripe failed for some item; Stripe sends the event again, and
+             holds a draft invoice meanwhile.
         """
         signature = request.headers.get("Stripe-Signature")
         event = genuine_event(raw_body(), signature, settings["STRIPE_WEBHOOK_SECRET"])
         if not isinstance(event.get("type"), str):
             raise UnprocessableEntity("type is missing")
-        if event["type"] != "customer.subscription.updated":
-            return {"ignored": event["type"]}, 200
+        report = EVENTS.get(event["type"])
         try:
-            outcome = report_subscription(updated_subscription(event), clients, settings)
+            outcome = report(event, services) if report else None
         except usage.InvalidSubscription as error:
             event_id = str(event.get("id"))[:64]
             raise UnprocessableEntity(f"{error} (event {event_id!r})") from error
+        if outcome is None:
+            return {"ignored": event["type"]}, 200
         return asdict(outcome), 500 if outcome.failed else 200
 
     return app

@@ -1,35 +1,30 @@
-"""What to bill: the period, the subject and the quantity of one subscription item.
+"""What to bill: the period, the subject and the total of one subscription item.
 
-An event's subscription goes in as plain data, a usage record comes out. Stripe's times are
-UTC seconds since the epoch. Nothing here reads a setting, a request or the clock.
+Stripe's objects go in as plain data, items and exact totals come out. Stripe's times are UTC
+seconds since the epoch. Nothing here writes, or reads a setting, a request or the clock.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_UP, ROUND_UP, Decimal
-from http.client import BAD_REQUEST, FORBIDDEN, OK, UNAUTHORIZED
+from http.client import FORBIDDEN, OK, UNAUTHORIZED
 from typing import Any
 from urllib.parse import urlencode
 
 import openmeter
-import stripe
 from corehttp.exceptions import BaseError, HttpResponseError
 from corehttp.rest import HttpRequest
 
 WINDOW_SECONDS = {"MINUTE": 60, "HOUR": 3_600, "DAY": 86_400}
 ROUNDING = {"down": ROUND_DOWN, "half-up": ROUND_HALF_UP, "up": ROUND_UP}
 
-# The last API version that has usage records
-# (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
-USAGE_RECORD_VERSION = "2025-02-24.acacia"
 # Above it, a JSON number is no longer exact (OpenMeter's value is a JSON double).
 MAX_QUANTITY = 2**53
 NINE_DECIMALS = Decimal("1e-9")
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
-MAX_ITEM_PAGES = 10
 
 STRIPE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 # A slug or a ULID, as OpenMeter's API document has it for {meterIdOrSlug}.
@@ -52,17 +47,23 @@ class ReportRefused(Exception):
 
 @dataclass(frozen=True)
 class MeteredItem:
-    """A subscription item to report, with its billing period [start, end) in UTC seconds."""
+    """A subscription item to report, with one billing period [start, end) in UTC seconds.
+
+    `exact` has the boundaries that are not rounded down; `stripe_meter` is the Billing Meter
+    behind the price, or None where usage records are billed.
+    """
 
     id: str
+    subscription: str
     price: str
     customer: str
     subject: str
     meter: str
+    stripe_meter: str | None
     window: int
     start: int
     end: int
-    anchor: int | None = None
+    exact: frozenset[int] = frozenset()
 
     @property
     def window_start(self) -> datetime:
@@ -75,17 +76,7 @@ class MeteredItem:
         return self._rounded(self.end)
 
     def _rounded(self, boundary: int) -> datetime:
-        """Round a boundary down, unless it is a billing cycle anchor that was moved.
-
-        A reset moves the anchor to its own instant, and Stripe invoices at once what had been
-        reported by then: rounded down, the new period would bill a part of that again.
-        """
-        return round_down(boundary, 1 if boundary == self.anchor else self.window)
-
-    @property
-    def record_timestamp(self) -> int:
-        """Return the one second of the period at which its usage record is set."""
-        return self.start + 1
+        return round_down(boundary, 1 if boundary in self.exact else self.window)
 
 
 def round_down(seconds: int, window: int) -> datetime:
@@ -113,18 +104,90 @@ def metered_item(item: Json, subscription: Json, path: str, window_size: str) ->
         wanted = ", ".join(WINDOW_SECONDS)
         raise InvalidSubscription(f"{path}.metadata.om_window_size must be one of {wanted}")
     start, end = _period(item, subscription, path)
-    customer = _customer(subscription)
+    customer = reference(subscription, "customer")
     return MeteredItem(
         id=stripe_id(item, "id", path),
+        subscription=stripe_id(subscription, "id", ""),
         price=stripe_id(price, "id", f"{path}.price"),
         customer=customer,
         subject=_metadata(subscription, {}, "om_subject", "") or customer,
         meter=meter,
+        stripe_meter=_stripe_meter(recurring, path),
         window=WINDOW_SECONDS[window_size],
         start=start,
         end=end,
-        anchor=_moved_anchor(subscription),
+        exact=_moved_anchor(subscription),
     )
+
+
+def closed_item(item: MeteredItem, previous: object) -> tuple[MeteredItem, bool] | None:
+    """Return an item with the period that ended where its running one starts, if one did.
+
+    `previous` is an event's `previous_attributes`: a period has closed only if its start moved
+    forward, and it ends there whatever its scheduled end was. The flag says that it ended
+    early, by a reset, which Stripe has invoiced by now (docs.stripe.com/api/events/object).
+    """
+    if not isinstance(previous, Mapping):
+        return None
+    old = _previous_item(previous, item.id) or previous
+    start, scheduled_end = old.get("current_period_start"), old.get("current_period_end", item.end)
+    if type(start) is not int or type(scheduled_end) is not int or not 0 <= start < item.start:
+        return None
+    anchor = previous.get("billing_cycle_anchor")
+    exact = item.exact | ({anchor} if type(anchor) is int else set())
+    closed = replace(item, start=start, end=item.start, exact=exact)
+    return closed, item.start < scheduled_end
+
+
+def ended_item(item: MeteredItem, subscription: Json) -> MeteredItem:
+    """Return an item with the period that its subscription's end cut off.
+
+    No later period would bill what rounding leaves out, so the end is not rounded. Raises
+    InvalidSubscription.
+    """
+    ended_at = subscription.get("ended_at")
+    if type(ended_at) is not int or not item.start <= ended_at < LATEST_SECOND:
+        raise InvalidSubscription("ended_at is missing or is no time")
+    return replace(item, end=ended_at, exact=item.exact | {ended_at})
+
+
+def invoiced_item(item: MeteredItem, lines: list[Json], subscription: Json) -> MeteredItem | None:
+    """Return an item with the closed period that an invoice's line bills, if one does."""
+    for line in lines:
+        period = line.get("period")
+        if _line_item(line) != item.id or not isinstance(period, Mapping):
+            continue
+        start, end = period.get("start"), period.get("end")
+        if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
+            closed = replace(item, start=start, end=end)
+            is_last = subscription.get("ended_at") == end
+            return ended_item(closed, subscription) if is_last else closed
+    return None
+
+
+def _line_item(line: Json) -> object:
+    """Return the subscription item of an invoice line, which since basil stands in its parent."""
+    parent = line.get("parent")
+    details = parent.get("subscription_item_details") if isinstance(parent, Mapping) else None
+    return (details if isinstance(details, Mapping) else line).get("subscription_item")
+
+
+def invoiced_subscription(invoice: Json) -> str:
+    """Return the id of the subscription that an invoice is of. Raises InvalidSubscription."""
+    parent = invoice.get("parent")
+    details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
+    holder = details if isinstance(details, Mapping) else invoice
+    return reference(holder, "subscription")
+
+
+def _previous_item(previous: Json, item_id: str) -> Json | None:
+    """Return the item of `previous_attributes.items`, where periods stand since basil."""
+    items = previous.get("items")
+    entries = items.get("data") if isinstance(items, Mapping) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and entry.get("id") == item_id:
+            return entry
+    return None
 
 
 def _field(path: str, name: str) -> str:
@@ -163,11 +226,12 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
-def _customer(subscription: Json) -> str:
-    customer = subscription.get("customer")
-    if isinstance(customer, Mapping):
-        return stripe_id(customer, "id", "customer")
-    return stripe_id(subscription, "customer", "")
+def reference(holder: Json, name: str) -> str:
+    """Return the id in a field that holds an id or an expanded object."""
+    value = holder.get(name)
+    if isinstance(value, Mapping):
+        return stripe_id(value, "id", name)
+    return stripe_id(holder, name, "")
 
 
 def _period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
@@ -185,15 +249,24 @@ def _period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
     return seconds[0], seconds[1]
 
 
-def _moved_anchor(subscription: Json) -> int | None:
-    """Return the billing cycle anchor if it is not where the subscription began, else None.
+def _stripe_meter(recurring: Json, path: str) -> str | None:
+    if recurring.get("meter") is None:
+        return None
+    return stripe_id(recurring, "meter", f"{path}.price.recurring")
 
-    It is a reset's instant, or a date given at the start, where both periods that meet there
-    agree on it (docs.stripe.com/billing/subscriptions/billing-cycle).
+
+def _moved_anchor(subscription: Json) -> frozenset[int]:
+    """Return the billing cycle anchor unless it is where the subscription began.
+
+    A reset moves it to its own instant, and Stripe invoices at once what had been reported by
+    then: rounded down, the new period would bill a part of that again. A date given at the
+    start is one where both periods that meet there agree
+    (docs.stripe.com/billing/subscriptions/billing-cycle).
     """
     anchor, began = subscription.get("billing_cycle_anchor"), subscription.get("start_date")
-    moved = type(anchor) is int and type(began) is int and anchor != began
-    return anchor if moved else None
+    if type(anchor) is int and type(began) is int and anchor != began:
+        return frozenset([anchor])
+    return frozenset()
 
 
 def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:
@@ -236,10 +309,11 @@ def _problem(status: int, body: str) -> str:
         detail = json.loads(body)["detail"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return str(status)
-    return str(status) if status in (UNAUTHORIZED, FORBIDDEN) else f"{status}: {_one_line(detail)}"
+    return str(status) if status in (UNAUTHORIZED, FORBIDDEN) else f"{status}: {one_line(detail)}"
 
 
-def _one_line(text: object) -> str:
+def one_line(text: object) -> str:
+    """Return a text on one line of 300 characters at most."""
     return " ".join(str(text).encode(errors="replace").decode().split())[:300]
 
 
@@ -265,9 +339,9 @@ def exact(value: object) -> Decimal:
     Raises ValueError if it is no number, not finite, negative or above 2**53.
     """
     if not isinstance(value, Decimal) or not value.is_finite():
-        raise ValueError(f"the total is no finite number: {_one_line(value)}")
+        raise ValueError(f"the total is no finite number: {one_line(value)}")
     if not -MAX_QUANTITY <= value <= MAX_QUANTITY:
-        raise ValueError(f"the total {_one_line(value)} is beyond 2**53 and no longer exact")
+        raise ValueError(f"the total {one_line(value)} is beyond 2**53 and no longer exact")
     total = value.quantize(NINE_DECIMALS)
     if total < 0:
         raise ValueError(f"the total {total} is negative")
@@ -289,82 +363,3 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
         "from": item.window_start.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
         "to": item.window_end.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
     }
-
-
-def set_usage_record(client: stripe.StripeClient, item: MeteredItem, quantity: int) -> None:
-    """Set the item's one usage record of its period, which replaces what stood there.
-
-    The same quantity sent again changes nothing, so events may repeat. Raises ReportRefused
-    if the period has closed or the item is gone, else ReportFailed
-    (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
-    """
-    record = _stripe_call(
-        client,
-        "post",
-        f"/v1/subscription_items/{item.id}/usage_records",
-        quantity=quantity,
-        timestamp=item.record_timestamp,
-        action="set",
-        stripe_version=USAGE_RECORD_VERSION,
-    )
-    if record.get("object") != "usage_record":
-        raise ReportFailed("Stripe's answer is no usage record")
-
-
-def subscription_items(client: stripe.StripeClient, subscription: str) -> list[Json]:
-    """Read all items of a subscription, page by page. Raises ReportRefused or ReportFailed."""
-    items: list[Json] = []
-    for _ in range(MAX_ITEM_PAGES):
-        after = {"starting_after": items[-1]["id"]} if items else {}
-        page = _stripe_call(
-            client, "get", "/v1/subscription_items", subscription=subscription, limit=100, **after
-        )
-        entries = page.get("data")
-        if not isinstance(entries, list) or not all(_is_item(entry) for entry in entries):
-            raise ReportFailed("Stripe's answer is no list of subscription items")
-        items += entries
-        if not page.get("has_more") or not entries:
-            return items
-    raise ReportFailed(f"the subscription has more than {len(items)} items")
-
-
-def _is_item(entry: object) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
-
-
-def _stripe_call(client: stripe.StripeClient, method: str, path: str, **options: Any) -> Json:
-    """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed."""
-    try:
-        answer = client.raw_request(method, path, **options).data
-    except stripe.InvalidRequestError as error:
-        raise _refused_or_failed(error) from error
-    except stripe.StripeError as error:
-        raise ReportFailed(_stripe_reason(error)) from error
-    except (AttributeError, RecursionError) as error:
-        # stripe-python trips over an `error` that is no object.
-        raise ReportFailed("Stripe's answer is unreadable") from error
-    return answer if isinstance(answer, Mapping) else {}
-
-
-def _refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
-    """Say whether a later try could succeed.
-
-    It could where the timestamp "must not be in the future" (docs.stripe.com/api/usage_records).
-    """
-    reason = _stripe_reason(error)
-    if error.param == "timestamp" and error.http_status == BAD_REQUEST and "future" not in reason:
-        return ReportRefused(f"the billing period has closed: {reason}")
-    if error.code == "resource_missing":
-        return ReportRefused(f"gone from Stripe: {reason}")
-    return ReportFailed(reason)
-
-
-def _stripe_reason(error: stripe.StripeError) -> str:
-    """Say what failed, without an answer's body or anything that shows a part of the key."""
-    if isinstance(error, stripe.APIConnectionError):
-        return f"Stripe did not answer ({type(error.__cause__).__name__})"
-    if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
-        return f"Stripe answered {error.http_status}: STRIPE_KEY is wrong or lacks a permission"
-    if isinstance(error, stripe.APIError):
-        return f"Stripe answered {error.http_status} and no usable answer"
-    return f"Stripe answered {error.http_status}: {_one_line(error.user_message)}"

@@ -25,6 +25,7 @@ class Faults:
     def install(self, app: Flask) -> None:
         """Add `/_fake/faults` and `/_fake/requests` to an app."""
         app.before_request(self.meet)
+        app.after_request(self.spoil)
         app.add_url_rule("/_fake/faults", view_func=self.plan, methods=["POST", "DELETE"])
         app.add_url_rule("/_fake/requests", view_func=self.seen, methods=["GET", "DELETE"])
 
@@ -32,7 +33,7 @@ class Faults:
         """Plan a fault: `method`, `path` (a part of it), `times`, `skip`, and what happens.
 
         `delay` waits (seconds), `drop` closes the connection, `status` with `body`, `headers`
-        and `content_type` answers.
+        and `content_type` answers; with `after`, when the call has taken effect.
         """
         with self.lock:
             if request.method == "DELETE":
@@ -62,7 +63,17 @@ class Faults:
         with self.lock:
             self.requests.append(entry)
             fault = self._take(entry)
-        return None if fault is None else perform(fault)
+        if fault is None:
+            return None
+        if fault.get("after"):
+            request.environ["fake.fault"] = fault
+            return None
+        return perform(fault)
+
+    def spoil(self, response: Response) -> Response:
+        """Put a fault in the place of an answer whose call has taken effect."""
+        fault = request.environ.get("fake.fault")
+        return response if fault is None else perform(fault) or response
 
     def _take(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         for fault in self.planned:

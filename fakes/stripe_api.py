@@ -1,10 +1,11 @@
-"""A stand-in of the part of Stripe's API around usage records. State lives in memory."""
+"""A stand-in of the part of Stripe's API around metered usage. State lives in memory."""
 
 import itertools
 import re
 import sys
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -32,6 +33,11 @@ PARAMETERS = {
     },
     "subscription cancellation": {"invoice_now", "prorate"},
     "usage record": {"action", "quantity", "timestamp"},
+    "meter": {
+        "customer_mapping", "default_aggregation", "display_name", "event_name",
+        "value_settings",
+    },
+    "meter event": {"event_name", "identifier", "payload", "timestamp"},
     "test clock": {"frozen_time", "name"},
 }  # fmt: skip
 PAGING = {"limit", "starting_after", "ending_before"}
@@ -65,18 +71,30 @@ class Api:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.endpoint = Endpoint()
-        self.account = Account(self.subscription_updated)
+        self.endpoint = Endpoint(self.accepted)
+        self.account = Account(self.tell)
+        self.busy: set[tuple[str, ...]] = set()
         self.requests = itertools.count(1)
         self.replies: dict[str, tuple[Record, int, Record]] = {}
 
-    def subscription_updated(self, before: Record, after: Record) -> None:
-        """Send `customer.subscription.updated` in the shape of the endpoint's version."""
+    def tell(self, kind: str, after: Record, before: Record) -> bool:
+        """Send an event in the shape of the endpoint's version; say whether it goes anywhere."""
         version = self.endpoint.api_version
-        new = billing.render_subscription(after, version)
-        old = billing.render_subscription(before, version)
-        previous = billing.previous_attributes(old, new)
-        self.endpoint.emit("customer.subscription.updated", new, previous)
+        if kind == "invoice.created":
+            new = old = billing.render_invoice(after, self.price, version)
+        else:
+            new = billing.render_subscription(after, version)
+            old = billing.render_subscription(before, version)
+        self.endpoint.emit(kind, deepcopy(new), billing.previous_attributes(old, new))
+        return self.endpoint.takes(kind)
+
+    def accepted(self, event: Record) -> None:
+        """Let the hour of a draft begin when its event was taken."""
+        if event["type"] == "invoice.created":
+            with self.lock:
+                invoice = self.account.get("invoice", event["data"]["object"]["id"])
+                if invoice["accepted_at"] is None:
+                    invoice["accepted_at"] = self.account.now(invoice["test_clock"])
 
     @property
     def version(self) -> str:
@@ -129,8 +147,11 @@ class Api:
 
     def show_invoice(self, invoice: Record) -> Record:
         """Return an invoice in the request's version."""
-        prices = self.account.objects["price"]
-        return billing.render_invoice(invoice, prices.__getitem__, self.version)
+        return billing.render_invoice(invoice, self.price, self.version)
+
+    def price(self, key: str) -> Record:
+        """Return a price."""
+        return self.account.get("price", key)
 
 
 def shown(kind: str) -> Callable[[Record], Record]:
@@ -151,6 +172,7 @@ def create_app() -> Flask:
     add_catalog(app, api)
     add_subscriptions(app, api)
     add_usage(app, api)
+    add_meters(app, api)
     add_time(app, api)
     add_controls(app, api)
     return app
@@ -169,6 +191,7 @@ def add_guards(app: Flask, api: Api) -> None:
             raise StripeError(401, message)
         if not VERSION.fullmatch(api.version):
             raise StripeError(400, f"Invalid Stripe API version: {api.version}")
+        call_alone(api)
         api.lock.acquire()
         request.environ["fake.locked"] = True
         api.account.catch_up()
@@ -188,6 +211,7 @@ def add_guards(app: Flask, api: Api) -> None:
     def leave(_: BaseException | None) -> None:
         if request.environ.pop("fake.locked", False):
             api.lock.release()
+        api.busy.discard(request.environ.pop("fake.alone", ()))
 
     @app.errorhandler(StripeError)
     def failed(error: StripeError) -> tuple[Response, int]:
@@ -197,6 +221,19 @@ def add_guards(app: Flask, api: Api) -> None:
     def unknown(_: Exception) -> tuple[Response, int]:
         message = f"Unrecognized request URL ({request.method}: {request.path})."
         return jsonify(error=StripeError(404, message).body), 404
+
+
+def call_alone(api: Api) -> None:
+    """Refuse a second meter event of one customer and meter while the first is under way."""
+    if request.path != "/v1/billing/meter_events":
+        return
+    key = tuple(request.form[name] for name in request.form if "customer" in name)
+    key += (request.form.get("event_name", ""),)
+    if key in api.busy:
+        message = "Another call for this customer and meter is under way."
+        raise StripeError(409, message, code="lock_timeout")
+    api.busy.add(key)
+    request.environ["fake.alone"] = key
 
 
 def replay(api: Api) -> Response | None:
@@ -330,6 +367,12 @@ def add_subscriptions(app: Flask, api: Api) -> None:
     def invoice(key: str) -> Record:
         return api.show_invoice(account.get("invoice", key))
 
+    @app.get("/v1/invoices/<key>/lines")
+    def invoice_lines(key: str) -> Response:
+        api.filters()
+        found = account.get("invoice", key)
+        return api.page(billing.render_lines(found, api.price, api.version), dict)
+
 
 def add_usage(app: Flask, api: Api) -> None:
     """Serve usage records and their summaries, which end with basil."""
@@ -349,6 +392,40 @@ def add_usage(app: Flask, api: Api) -> None:
     def usage_record_summaries(key: str) -> Response:
         api.filters()
         return api.page(account.usage_summaries(legacy_item(key)), dict)
+
+
+def add_meters(app: Flask, api: Api) -> None:
+    """Serve Billing Meters, their events and summaries."""
+    account, meters, show = api.account, api.account.meters, shown("billing.meter")
+
+    @app.post("/v1/billing/meters")
+    def create_meter() -> Record:
+        return show(meters.create(api.form("meter"), api.version))
+
+    @app.get("/v1/billing/meters")
+    def list_meters() -> Response:
+        query = api.filters("status")
+        found = [m for m in account.all("meter") if query.get("status", m["status"]) == m["status"]]
+        return api.page(found[::-1], show)
+
+    @app.get("/v1/billing/meters/<key>")
+    def meter(key: str) -> Record:
+        return show(account.get("meter", key))
+
+    @app.post("/v1/billing/meters/<key>/deactivate")
+    def deactivate_meter(key: str) -> Record:
+        found = account.get("meter", key)
+        found["status"] = "inactive"
+        return show(found)
+
+    @app.get("/v1/billing/meters/<key>/event_summaries")
+    def event_summaries(key: str) -> Response:
+        query = api.filters("customer", "end_time", "start_time")
+        return api.page([meters.summary(account.get("meter", key)["id"], query)], dict)
+
+    @app.post("/v1/billing/meter_events")
+    def send_meter_event() -> Record:
+        return meters.send(api.form("meter event"))
 
 
 def add_time(app: Flask, api: Api) -> None:
@@ -412,6 +489,17 @@ def add_controls(app: Flask, api: Api) -> None:
     def events() -> Record:
         with api.lock:
             return {"events": list(api.endpoint.events.values()), "held": api.endpoint.held}
+
+    @app.post("/_fake/readings")
+    def choose_readings() -> Record:
+        with api.lock:
+            api.account.meters.readings |= request.get_json()
+            return api.account.meters.readings
+
+    @app.get("/_fake/meter_errors")
+    def meter_errors() -> Record:
+        with api.lock:
+            return {"errors": api.account.meters.errors}
 
     @app.post("/_fake/advance")
     def skip_time() -> Record:

@@ -1,11 +1,12 @@
 """The rules of the Stripe stand-in: subscriptions, usage records, periods and invoices.
 
 No HTTP here. Times are UTC seconds. Objects are kept in one shape and rendered in the shape of
-an API version by `render`; `changed` is called with the state before and after each update.
+an API version. `tell` is called with an event's type and the state after and before it.
 """
 
 import calendar
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -16,10 +17,15 @@ from typing import Any
 BASIL = "2025-03-31"
 FLEXIBLE_DEFAULT = "2025-09-30"
 DRAFT_SECONDS = 3_600
+HOLD_SECONDS = 72 * 3_600
 EVENT_ITEMS = 10
 CLOSED = (
     "Cannot create the usage record with this timestamp because timestamps must be after the "
     "subscription's last invoice period (or current period start time)."
+)
+NOT_LEGACY = (
+    "Cannot create a usage record for `{}` because it is not on the legacy metered billing "
+    "system. Call /v1/billing/meter_events instead."
 )
 NEEDS_METER = (
     "Starting with Stripe version `2025-03-31.basil`, metered prices must be backed by meters."
@@ -71,10 +77,11 @@ def integer(value: object, name: str) -> int:
 class Account:
     """One Stripe account: all objects, by kind and id, oldest first."""
 
-    def __init__(self, changed: Callable[[Record, Record], None]) -> None:
-        self.changed = changed
+    def __init__(self, tell: Callable[[str, Record, Record], bool]) -> None:
+        self.tell = tell
         self.objects: dict[str, dict[str, Record]] = {}
         self.records: dict[str, dict[int, int]] = {}
+        self.meters = Meters(self)
         self.ahead = 0
         self.numbers = itertools.count(1)
 
@@ -108,8 +115,11 @@ class Account:
     def create_price(self, form: Record, version: str) -> Record:
         """Create a recurring price; since basil a metered one needs a meter."""
         recurring = form.get("recurring", {})
-        if recurring.get("usage_type") == "metered" and version >= BASIL:
+        metered, meter = recurring.get("usage_type") == "metered", recurring.get("meter")
+        if metered and not meter and version >= BASIL:
             raise StripeError(400, NEEDS_METER, "recurring[meter]")
+        if meter:
+            self.get("meter", meter, "recurring[meter]")
         if recurring.get("interval") not in ("day", "week", "month", "year"):
             raise StripeError(400, "Missing required param: recurring[interval].", "recurring")
         self.get("product", form.get("product"), "product")
@@ -125,7 +135,7 @@ class Account:
             recurring={
                 "interval": recurring["interval"],
                 "interval_count": 1,
-                "meter": None,
+                "meter": meter,
                 "usage_type": recurring.get("usage_type", "licensed"),
             },
             type="recurring",
@@ -250,8 +260,14 @@ class Account:
         now = self.now(subscription["test_clock"])
         if form.get("invoice_now") == "true":
             self.invoice(subscription, "subscription_update", subscription["start"], now)
-        subscription.update(status="canceled", ended_at=now)
+        self.end(subscription, now)
         return subscription
+
+    def end(self, subscription: Record, at: int) -> None:
+        """End a subscription and tell."""
+        subscription.update(status="canceled", ended_at=at)
+        state = deepcopy(self.state(subscription))
+        self.tell("customer.subscription.deleted", state, state)
 
     # Usage records
 
@@ -263,6 +279,8 @@ class Account:
         price = self.get("price", item["price"])
         if price["recurring"]["usage_type"] != "metered":
             raise StripeError(400, "Usage records need a metered price.", "subscription_item")
+        if price["recurring"]["meter"]:
+            raise StripeError(400, NOT_LEGACY.format(item["id"]), "subscription_item")
         quantity = integer(form.get("quantity"), "quantity")
         if quantity < 0:
             raise StripeError(400, "This value must be greater than or equal to 0.", "quantity")
@@ -317,18 +335,16 @@ class Account:
 
     def invoice(self, subscription: Record, reason: str, start: int, end: int) -> Record:
         """Bill the metered usage of (start, end]; only a renewal's invoice starts as a draft."""
-        lines = []
-        for key in subscription["items"]:
-            item = self.get("subscription_item", key)
-            price = self.get("price", item["price"])
-            usage = self.usage(key, start, end)
-            quantity = usage if item["quantity"] is None else item["quantity"]
-            amount = Decimal(quantity * price["unit_amount"]).quantize(Decimal(1), ROUND_HALF_UP)
-            line = {"item": key, "price": price["id"], "quantity": quantity, "amount": int(amount)}
-            lines.append({**line, "start": start, "end": end})
+        items = [self.get("subscription_item", key) for key in subscription["items"]]
+        lines = [
+            {"item": item["id"], "price": item["price"], "start": start, "end": end}
+            | {"quantity": Decimal(item["quantity"] or 0), "amount": 0}
+            for item in items
+        ]
         invoice = self.add(
             "invoice",
             "in",
+            accepted_at=end,
             billing_reason=reason,
             customer=subscription["customer"],
             lines=lines,
@@ -337,16 +353,32 @@ class Account:
             status="draft",
             subscription=subscription["id"],
             test_clock=subscription["test_clock"],
-            total=sum(line["amount"] for line in lines),
         )
         invoice["created"] = end
+        self.refresh(invoice)
         subscription["latest_invoice"] = invoice["id"]
         if reason != "subscription_cycle":
             self.finalize(invoice)
+        if self.tell("invoice.created", invoice, invoice):
+            invoice["accepted_at"] = None
         return invoice
 
+    def refresh(self, invoice: Record) -> None:
+        """Count the metered usage of an invoice's lines and sum them up."""
+        for line in invoice["lines"]:
+            price = self.get("price", line["price"])
+            if price["recurring"]["meter"]:
+                who, meter = invoice["customer"], price["recurring"]["meter"]
+                line["quantity"] = self.meters.usage(meter, who, line["start"], line["end"])
+            elif price["recurring"]["usage_type"] == "metered":
+                line["quantity"] = Decimal(self.usage(line["item"], line["start"], line["end"]))
+            amount = (line["quantity"] * price["unit_amount"]).quantize(Decimal(1), ROUND_HALF_UP)
+            line["amount"] = int(amount)
+        invoice["total"] = sum(line["amount"] for line in invoice["lines"])
+
     def finalize(self, invoice: Record) -> None:
-        """Close a draft; one over nothing is paid at once."""
+        """Count once more and close a draft; one over nothing is paid at once."""
+        self.refresh(invoice)
         invoice["status"] = "open" if invoice["total"] else "paid"
 
     def advance(self, test_clock: Record, frozen_time: int) -> Record:
@@ -367,7 +399,7 @@ class Account:
         """Return what has come due, with its time."""
         found: list[tuple[int, Callable[[], None]]] = []
         for invoice in self.all("invoice"):
-            at = invoice["created"] + DRAFT_SECONDS
+            at = self.finalization(invoice)
             if invoice["status"] == "draft" and at <= self.now(invoice["test_clock"]):
                 found.append((at, lambda invoice=invoice: self.finalize(invoice)))  # type: ignore[misc]
         for subscription in self.all("subscription"):
@@ -377,12 +409,18 @@ class Account:
                 found.append((at, lambda s=subscription, at=at: self.renew(s, at)))  # type: ignore[misc]
         return found
 
+    def finalization(self, invoice: Record) -> int:
+        """Return when a draft is due: an hour after its event was taken, in 72 h at most."""
+        latest = int(invoice["created"]) + HOLD_SECONDS
+        accepted = invoice["accepted_at"]
+        return latest if accepted is None else min(int(accepted) + DRAFT_SECONDS, latest)
+
     def renew(self, subscription: Record, at: int) -> None:
         """Close the period with a draft invoice, and start the next one or end."""
         before = deepcopy(self.state(subscription))
         self.invoice(subscription, "subscription_cycle", subscription["start"], at)
         if subscription["cancel_at_period_end"] or subscription["cancel_at"] == at:
-            subscription.update(status="canceled", ended_at=at)
+            self.end(subscription, at)
             return
         subscription["start"] = at
         subscription["end"] = self.next_end(subscription)
@@ -400,7 +438,115 @@ class Account:
         """Tell of an update if there was one."""
         after = deepcopy(self.state(subscription))
         if after != before:
-            self.changed(before, after)
+            self.tell("customer.subscription.updated", after, before)
+
+
+class Meters:
+    """Billing Meters and their events.
+
+    What Stripe leaves unknown can be read either way: whether "last" goes by `timestamp` or by
+    `arrival`, whether the `first` or the `last` of equal timestamps wins, and whether an event
+    at a boundary counts in the `earlier` or the `later` period.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.events: list[Record] = []
+        self.identifiers: set[str] = set()
+        self.errors: list[Record] = []
+        self.readings = {"last_by": "timestamp", "tie": "first", "boundary": "later"}
+
+    def create(self, form: Record, version: str) -> Record:
+        """Create a Billing Meter; the formula `last` is younger than acacia."""
+        formula = form.get("default_aggregation", {}).get("formula")
+        formulas = ("sum", "count", "last") if version >= BASIL else ("sum", "count")
+        if formula not in formulas:
+            message = f"Invalid default_aggregation[formula]: must be one of {', '.join(formulas)}"
+            raise StripeError(400, message, "default_aggregation[formula]")
+        if any(m["event_name"] == form.get("event_name") for m in self.account.all("meter")):
+            raise StripeError(400, "An active meter with this event_name exists.", "event_name")
+        meter = self.account.add(
+            "meter",
+            "mtr",
+            customer_mapping=form.get(
+                "customer_mapping", {"event_payload_key": "stripe_customer_id", "type": "by_id"}
+            ),
+            default_aggregation={"formula": formula},
+            display_name=form.get("display_name"),
+            event_name=form.get("event_name"),
+            status="active",
+            value_settings=form.get("value_settings", {"event_payload_key": "value"}),
+        )
+        del meter["metadata"]
+        return meter
+
+    def send(self, form: Record) -> Record:
+        """Take an event; what it names is checked later."""
+        payload, identifier = form.get("payload", {}), form.get("identifier")
+        if identifier in self.identifiers:
+            message = f"An event already exists with identifier {identifier}."
+            raise StripeError(400, message, "identifier")
+        meters = [m for m in self.account.all("meter") if m["event_name"] == form["event_name"]]
+        key = meters[0]["customer_mapping"]["event_payload_key"] if meters else None
+        who = self.account.objects.get("customer", {}).get(payload.get(key))
+        now = self.account.now(who["test_clock"] if who else None)
+        at = integer(form.get("timestamp", now), "timestamp")
+        if not now - 35 * 86_400 <= at <= now + 300:
+            message = "The timestamp must be within the past 35 days or up to 5 minutes ahead."
+            raise StripeError(400, message, "timestamp")
+        event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
+        if meters and who:
+            value = decimal_value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
+            self.events.append(event | {"meter": meters[0]["id"], "who": who["id"], "value": value})
+        else:
+            self.errors.append(event)
+        identifier = identifier or f"event-{len(self.events) + len(self.errors)}"
+        self.identifiers.add(identifier)
+        shown = {"object": "billing.meter_event", "created": now, "livemode": False}
+        return event | shown | {"identifier": identifier}
+
+    def usage(self, meter: str, who: str, start: int, end: int) -> Decimal:
+        """Return what a meter counts for a customer in a period."""
+        early, late = (0, 1) if self.readings["boundary"] == "earlier" else (-1, 0)
+        found = [
+            (event["timestamp"], n, event["value"])
+            for n, event in enumerate(self.events)
+            if (event["meter"], event["who"]) == (meter, who)
+            and start + early < event["timestamp"] < end + late
+        ]
+        formula = self.account.get("meter", meter)["default_aggregation"]["formula"]
+        if formula == "count":
+            return Decimal(len(found))
+        if formula == "sum":
+            return max(Decimal(0), sum((value for _, _, value in found), Decimal(0)))
+        if self.readings["last_by"] == "arrival":
+            found = [(n, n, value) for _, n, value in found]
+        sign = 1 if self.readings["tie"] == "last" else -1
+        return max(
+            found, key=lambda event: (event[0], sign * event[1]), default=(0, 0, Decimal(0))
+        )[2]
+
+    def summary(self, meter: str, query: Record) -> Record:
+        """Return a meter's event summary for a customer and time."""
+        start = integer(query.get("start_time"), "start_time")
+        end = integer(query.get("end_time"), "end_time")
+        who = self.account.get("customer", query.get("customer"), "customer")["id"]
+        return {
+            "id": f"mtrusg_{meter}_{start}",
+            "object": "billing.meter_event_summary",
+            "aggregated_value": float(self.usage(meter, who, start, end)),
+            "start_time": start,
+            "end_time": end,
+            "livemode": False,
+            "meter": meter,
+        }
+
+
+def decimal_value(text: object) -> Decimal:
+    """Return a meter event's value, a plain decimal of at most 15 digits."""
+    if not re.fullmatch(r"-?\d+(\.\d+)?", str(text)) or len(re.sub(r"\D", "", str(text))) > 15:
+        raise StripeError(400, f"Invalid value: {text}", "payload")
+    return Decimal(str(text))
 
 
 def merge_metadata(record: Record, form: Mapping[str, Any]) -> None:
@@ -445,21 +591,27 @@ def render_subscription(state: Record, version: str) -> Record:
     return shown | {"current_period_start": state["start"], "current_period_end": state["end"]}
 
 
-def render_invoice(invoice: Record, price_of: Callable[[str], Record], version: str) -> Record:
-    """Return an invoice in a version's shape, with its first ten lines."""
-    lines = [
+def render_lines(invoice: Record, price_of: Callable[[str], Record], version: str) -> list[Record]:
+    """Return an invoice's lines in a version's shape."""
+    return [
         {
             "id": f"il_{invoice['id']}_{line['item']}",
             "object": "line_item",
             "amount": line["amount"],
             "currency": price_of(line["price"])["currency"],
-            "quantity": line["quantity"],
+            "quantity": int(line["quantity"]),
             "period": {"start": line["start"], "end": line["end"]},
             **line_references(line, invoice, price_of, version),
         }
         for line in invoice["lines"]
     ]
-    shown = {**invoice, "object": "invoice", "amount_due": invoice["total"], "currency": "usd"}
+
+
+def render_invoice(invoice: Record, price_of: Callable[[str], Record], version: str) -> Record:
+    """Return an invoice in a version's shape, with its first ten lines."""
+    lines = render_lines(invoice, price_of, version)
+    shown = {key: value for key, value in invoice.items() if key != "accepted_at"}
+    shown |= {"object": "invoice", "amount_due": invoice["total"], "currency": "usd"}
     shown["lines"] = {
         "object": "list",
         "data": lines[:EVENT_ITEMS],
@@ -488,6 +640,7 @@ def line_references(
         }
     details = {"subscription": invoice["subscription"], "subscription_item": line["item"]}
     return {
+        "quantity_decimal": str(line["quantity"]),
         "parent": {"type": "subscription_item_details", "subscription_item_details": details},
         "pricing": {
             "type": "price_details",

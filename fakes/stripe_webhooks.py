@@ -9,9 +9,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_SECONDS = 60
+ENABLED_EVENTS = (
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "invoice.created",
+)
 
 
 def signature(secret: str, body: bytes, timestamp: int) -> str:
@@ -23,7 +29,8 @@ def signature(secret: str, body: bytes, timestamp: int) -> str:
 class Endpoint:
     """The one webhook endpoint of the account, and what was sent to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepted: Callable[[dict[str, Any]], None]) -> None:
+        self.accepted = accepted
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.url: str | None = None
@@ -31,6 +38,7 @@ class Endpoint:
         self.api_version = ""
         self.delay_seconds = 0.0
         self.retry_seconds: list[float] = [1, 2, 4, 8]
+        self.enabled_events = list(ENABLED_EVENTS)
         self.hold = False
         self.events: dict[str, dict[str, Any]] = {}
         self.held: list[str] = []
@@ -38,7 +46,7 @@ class Endpoint:
         self.pending = 0
 
     def configure(self, settings: dict[str, Any], default_version: str) -> None:
-        """Set `url`, `secret`, `api_version` (the payload's shape), and how deliveries go.
+        """Set `url`, `secret`, `api_version`, `enabled_events`, and how deliveries go.
 
         The first try comes `delay_seconds` after the event, the others `retry_seconds` apart;
         `hold` keeps events back until they are released.
@@ -48,11 +56,16 @@ class Endpoint:
         self.api_version = settings.get("api_version", self.api_version or default_version)
         self.delay_seconds = settings.get("delay_seconds", self.delay_seconds)
         self.retry_seconds = settings.get("retry_seconds", self.retry_seconds)
+        self.enabled_events = settings.get("enabled_events", self.enabled_events)
         self.hold = settings.get("hold", self.hold)
+
+    def takes(self, kind: str) -> bool:
+        """Say whether events of a kind are sent anywhere."""
+        return self.url is not None and kind in self.enabled_events
 
     def emit(self, kind: str, subject: dict[str, Any], previous: dict[str, Any]) -> None:
         """Make an event of an object's change and deliver it, or hold it."""
-        if self.url is None:
+        if not self.takes(kind):
             return
         event_id = f"evt_{next(self.numbers):08d}"
         self.events[event_id] = {
@@ -101,6 +114,7 @@ class Endpoint:
             with self.lock:
                 self.deliveries.append({**entry, "type": self.events[event_id]["type"]})
             if 200 <= status < 300:
+                self.accepted(self.events[event_id])
                 return
 
     def _post(self, body: bytes) -> tuple[int, str]:

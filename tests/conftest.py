@@ -103,6 +103,48 @@ class Stripe(StandIn):
         self.advance(START + DAY)
         return str(subscription["id"])
 
+    def metered_price(self, slug: str = "m1", formula: str = "last") -> str:
+        """Create a Billing Meter and a price that it backs; return the price's id."""
+        meter = self.call(
+            "POST",
+            "billing/meters",
+            ENDIVE,
+            display_name=slug,
+            event_name=f"openmeter_{slug}",
+            **{"default_aggregation[formula]": formula},
+        )
+        product = self.call("POST", "products", name="Epsilon")
+        recurring = {
+            "recurring[interval]": "month",
+            "recurring[usage_type]": "metered",
+            "recurring[meter]": meter["id"],
+        }
+        form = {"product": product["id"], "unit_amount": 10, "currency": "usd"}
+        return str(self.call("POST", "prices", ENDIVE, **form, **recurring)["id"])
+
+    def collect_events(self, version: str) -> None:
+        """Keep events back, for the test to deliver."""
+        endpoint = {"url": "http://127.0.0.1:9", "secret": SECRET, "api_version": version}
+        self.fake("POST", "webhook", {**endpoint, "hold": True})
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events so far, oldest first."""
+        found: list[dict[str, Any]] = self.fake("GET", "events")["events"]
+        return found
+
+    def update(self, **form: str) -> None:
+        """Update the subscription."""
+        self.call("POST", f"subscriptions/{self.ids['subscription']}", **form)
+
+    def invoiced(self) -> list[tuple[str, list[int]]]:
+        """Return status and quantities of each renewal's or reset's invoice, oldest first."""
+        found = self.call("GET", "invoices", limit=100)["data"][::-1]
+        return [
+            (invoice["status"], [line["quantity"] for line in invoice["lines"]["data"]])
+            for invoice in found
+            if invoice["billing_reason"] != "subscription_create"
+        ]
+
     @staticmethod
     def bracketed(name: str) -> str:
         """Return `metadata[a]` as `[metadata][a]`."""

@@ -103,7 +103,7 @@ def test_a_trailing_slash_of_an_address_is_dropped() -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
-    for name in ("app.py", "usage.py", "gunicorn.conf.py"):
+    for name in ("app.py", "billing.py", "usage.py", "gunicorn.conf.py"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 

@@ -25,6 +25,7 @@ from fakes.processes import ROOT, WEBHOOK_SECRET, Processes, answers, wait_for
 from tests.conftest import ACACIA, DAY, END, ENDIVE, OpenMeter, Stripe, free_port, updated
 
 README = (ROOT / "README.md").read_text()
+UPDATED = ["customer.subscription.updated"]
 DEMO = [sys.executable, "-m", "fakes.demo"]
 
 
@@ -46,7 +47,7 @@ def seeded(processes: Processes, units: int) -> Stripe:
 def test_each_period_of_a_renewed_subscription_is_on_its_own_invoice(
     processes: Processes, version: str
 ) -> None:
-    service = processes.start_service(api_version=version)
+    service = processes.start_service(api_version=version, enabled_events=UPDATED)
     stripe = seeded(processes, 10)
     openmeter = OpenMeter(processes.openmeter, count=100)
     path = f"subscriptions/{stripe.ids['subscription']}"
@@ -72,7 +73,9 @@ def test_each_period_of_a_renewed_subscription_is_on_its_own_invoice(
 def test_deliveries_doubled_reversed_and_failing_end_in_the_same_record(
     processes: Processes,
 ) -> None:
-    processes.start_service(api_version=ENDIVE, hold=True, retry_seconds=[0.1] * 5)
+    processes.start_service(
+        api_version=ENDIVE, enabled_events=UPDATED, hold=True, retry_seconds=[0.1] * 5
+    )
     stripe = seeded(processes, 10)
     for n in range(3):
         stripe.call(
@@ -157,7 +160,7 @@ def test_the_demo_ends_in_an_invoice_as_the_readme_shows() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the README's commands need curl")
 def test_the_readmes_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
-    for name in ("app.py", "usage.py", "setup_stripe.py"):
+    for name in ("app.py", "billing.py", "usage.py", "setup_stripe.py"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "fakes", tmp_path / "fakes")
     by_hand = README.split("The same by hand")[1].split("\n## ")[0]

@@ -264,7 +264,7 @@ def receiver(stripe: Stripe) -> Iterator[Receiver]:
     found = Receiver()
     server = serve(found.app)
     url = f"http://127.0.0.1:{server.server_port}/"
-    quick = {"retry_seconds": [0, 1.1]}
+    quick = {"retry_seconds": [0, 1.1], "enabled_events": ["customer.subscription.updated"]}
     stripe.fake("POST", "webhook", {"url": url, "secret": SECRET, "api_version": ACACIA, **quick})
     yield found
     server.shutdown()

@@ -9,7 +9,6 @@ from typing import Any
 
 import openmeter
 import pytest
-import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
@@ -18,10 +17,12 @@ import usage
 
 ITEM = usage.MeteredItem(
     id="si_1",
+    subscription="sub_1",
     price="price_123",
     customer="cus_123",
     subject="cus_123",
     meter="m1",
+    stripe_meter=None,
     window=3_600,
     start=1_686_147_630,
     end=1_688_739_630,
@@ -215,37 +216,12 @@ def test_an_item_that_is_not_metered_or_names_no_meter_is_skipped(item: dict[str
     assert planned(item) is None
 
 
-@pytest.mark.parametrize("answer", [{}, {"data": "x"}, {"data": ["x"]}, {"data": [{"id": 5}]}, []])
-def test_a_list_of_items_that_is_none_fails(mocker: MockerFixture, answer: object) -> None:
-    client = mocker.create_autospec(stripe.StripeClient, instance=True)
-    client.raw_request.return_value.data = answer
-    with pytest.raises(usage.ReportFailed, match="no list of subscription items"):
-        usage.subscription_items(client, "sub_1")
-
-
-def test_items_are_read_page_by_page_up_to_a_bound(mocker: MockerFixture) -> None:
-    client = mocker.create_autospec(stripe.StripeClient, instance=True)
-    pages = [
-        {"data": [{"id": "si_1"}, {"id": "si_2"}], "has_more": True},
-        {"data": [{"id": "si_3"}]},
-    ]
-    client.raw_request.side_effect = [mocker.Mock(data=page) for page in pages]
-    found = usage.subscription_items(client, "sub_1")
-    assert [item["id"] for item in found] == ["si_1", "si_2", "si_3"]
-    assert [call.kwargs.get("starting_after") for call in client.raw_request.mock_calls] == [
-        None,
-        "si_2",
-    ]
-    client.raw_request.side_effect = None
-    client.raw_request.return_value.data = pages[0]
-    with pytest.raises(usage.ReportFailed, match="more than 20 items"):
-        usage.subscription_items(client, "sub_1")
-
-
-@pytest.mark.parametrize("anchor", [None, ITEM.start])
-def test_an_empty_period_is_zero_without_a_query(mocker: MockerFixture, anchor: int | None) -> None:
+@pytest.mark.parametrize("exact", [frozenset(), frozenset([ITEM.start])])
+def test_an_empty_period_is_zero_without_a_query(
+    mocker: MockerFixture, exact: frozenset[int]
+) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
-    within_an_hour = replace(ITEM, end=ITEM.start + 60, anchor=anchor)
+    within_an_hour = replace(ITEM, end=ITEM.start + 60, exact=exact)
     assert usage.total_usage(client, within_an_hour) == 0
     client.send_request.assert_not_called()
 

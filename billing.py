@@ -1,0 +1,250 @@
+"""Where it goes in Stripe: a usage record, or an event of a Billing Meter.
+
+The price decides. A way to report takes an item and its total, and returns what it sent; to add
+one, write its function and name it in `report`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_DOWN, Decimal
+from http.client import BAD_REQUEST, CONFLICT
+from typing import Any
+
+import stripe
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from usage import Json, MeteredItem, ReportFailed, ReportRefused, one_line, quantity
+
+# The last API version that has usage records
+# (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
+USAGE_RECORD_VERSION = "2025-02-24.acacia"
+MAX_PAGES = 10
+# A meter event's value has at most 15 digits (docs.stripe.com/api/billing/meter-event).
+MAX_DIGITS = 15
+# An item's four attempts take 36.5 s at most; with these it stays under 40 s.
+BUSY_SECONDS = 3
+
+
+class StripeBusy(ReportFailed):
+    """Say that Stripe asks to come again soon (409, 429)."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Stripe's client, how totals are rounded for it, and the Billing Meters read so far."""
+
+    client: stripe.StripeClient
+    rounding: str
+    meters: dict[str, Json] = field(default_factory=dict)
+
+
+def report(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> int | str:
+    """Tell Stripe an item's total for its period, and return the value that was sent.
+
+    `as_of` is the UTC second at which the period was known to be as the item says. Reports may
+    repeat: each replaces the one before. Raises ReportRefused or ReportFailed.
+    """
+    if item.stripe_meter is None:
+        return set_usage_record(account, item, total)
+    return send_meter_event(account, item, total, as_of)
+
+
+def record_timestamp(item: MeteredItem) -> int:
+    """Return the one second of a period at which its usage record is set."""
+    return item.start + 1
+
+
+def set_usage_record(account: Account, item: MeteredItem, total: Decimal) -> int:
+    """Set the one usage record of the item's period, and return its integer quantity.
+
+    Raises ReportRefused if the period has closed or the item is gone, else ReportFailed
+    (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
+    """
+    units = quantity(total, account.rounding)
+    record = _call(
+        account,
+        "post",
+        f"/v1/subscription_items/{item.id}/usage_records",
+        quantity=units,
+        timestamp=record_timestamp(item),
+        action="set",
+        stripe_version=USAGE_RECORD_VERSION,
+    )
+    if record.get("object") != "usage_record":
+        raise ReportFailed("Stripe's answer is no usage record")
+    return units
+
+
+def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> str:
+    """Send the total as an event of the item's Billing Meter, and return its value.
+
+    The meter bills the last value of a period. Raises ReportRefused or ReportFailed
+    (docs.stripe.com/api/billing/meter-event/create).
+    """
+    if item.end - item.start <= 1:
+        raise ReportRefused("the billing period is too short to hold a meter event")
+    meter = billing_meter(account, str(item.stripe_meter))
+    value = meter_value(total)
+    event = _patiently(
+        lambda: _call(
+            account,
+            "post",
+            "/v1/billing/meter_events",
+            event_name=meter["event_name"],
+            timestamp=event_timestamp(item, as_of),
+            payload={
+                meter["customer_mapping"]["event_payload_key"]: item.customer,
+                meter["value_settings"]["event_payload_key"]: value,
+            },
+        )
+    )
+    if event.get("object") != "billing.meter_event":
+        raise ReportFailed("Stripe's answer is no meter event")
+    return value
+
+
+def event_timestamp(item: MeteredItem, as_of: int) -> int:
+    """Return the UTC second of a period's meter event.
+
+    Whichever way Stripe reads "last", a later report wins: its second is never an earlier one,
+    and that of a closed period comes after all before. Boundaries are left out.
+    """
+    if as_of >= item.end:
+        return item.end - 1
+    return max(item.start + 1, min(as_of, item.end - 2))
+
+
+def meter_value(total: Decimal) -> str:
+    """Return a total as Stripe takes it: a plain decimal of at most 15 digits, cut to fit."""
+    whole = len(f"{int(total)}")
+    if whole > MAX_DIGITS:
+        raise ReportFailed(f"the total {total:f} has more than {MAX_DIGITS} digits")
+    cut = total.quantize(Decimal(1).scaleb(max(whole - MAX_DIGITS, -9)), ROUND_DOWN)
+    return f"{cut:f}".rstrip("0").rstrip(".") if cut % 1 else f"{int(cut)}"
+
+
+def billing_meter(account: Account, meter_id: str) -> Json:
+    """Return a Billing Meter, read once: but for its name it cannot change.
+
+    Raises ReportFailed if running totals cannot be sent to it.
+    """
+    if meter_id not in account.meters:
+        meter = _call(account, "get", f"/v1/billing/meters/{meter_id}")
+        account.meters[meter_id] = _usable(meter, meter_id)
+    return account.meters[meter_id]
+
+
+def _usable(meter: Json, meter_id: str) -> Json:
+    try:
+        formula = meter["default_aggregation"]["formula"]
+        names = (
+            meter["event_name"],
+            meter["customer_mapping"]["event_payload_key"],
+            meter["value_settings"]["event_payload_key"],
+        )
+    except (LookupError, TypeError) as error:
+        raise ReportFailed("Stripe's answer is no Billing Meter") from error
+    if not all(isinstance(name, str) and name for name in names):
+        raise ReportFailed("Stripe's answer is no Billing Meter")
+    if formula != "last":
+        reason = f"has the formula {one_line(formula)!r}, which would add up totals sent twice"
+    elif meter.get("status") != "active":
+        reason = "is deactivated"
+    else:
+        return meter
+    cure = "make one with the formula 'last' and a price for it"
+    raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")
+
+
+def _patiently(call: Callable[[], Json]) -> Json:
+    """Call again with growing, jittered waits while Stripe is busy."""
+    busy = Retrying(
+        retry=retry_if_exception_type(StripeBusy),
+        wait=wait_random_exponential(multiplier=0.1, max=1),
+        stop=stop_before_delay(BUSY_SECONDS),
+        reraise=True,
+    )
+    return busy(call)
+
+
+def subscription(account: Account, subscription_id: str) -> Json:
+    """Read a subscription as it is now. Raises ReportRefused or ReportFailed."""
+    found = _call(account, "get", f"/v1/subscriptions/{subscription_id}")
+    if found.get("object") != "subscription":
+        raise ReportFailed("Stripe's answer is no subscription")
+    return found
+
+
+def test_clock_time(account: Account, test_clock_id: str) -> int:
+    """Read the UTC second at which a test clock stands. Raises ReportRefused or ReportFailed."""
+    found = _call(account, "get", f"/v1/test_helpers/test_clocks/{test_clock_id}")
+    if type(found.get("frozen_time")) is not int:
+        raise ReportFailed("Stripe's answer is no test clock")
+    return int(found["frozen_time"])
+
+
+def subscription_items(account: Account, subscription_id: str) -> list[Json]:
+    """Read all items of a subscription. Raises ReportRefused or ReportFailed."""
+    return _pages(account, "/v1/subscription_items", subscription=subscription_id)
+
+
+def invoice_lines(account: Account, invoice_id: str) -> list[Json]:
+    """Read all lines of an invoice. Raises ReportRefused or ReportFailed."""
+    return _pages(account, f"/v1/invoices/{invoice_id}/lines")
+
+
+def _pages(account: Account, path: str, **filters: Any) -> list[Json]:
+    found: list[Json] = []
+    for _ in range(MAX_PAGES):
+        after = {"starting_after": found[-1]["id"]} if found else {}
+        page = _call(account, "get", path, limit=100, **filters, **after)
+        entries = page.get("data")
+        if not isinstance(entries, list) or not all(_has_id(entry) for entry in entries):
+            raise ReportFailed("Stripe's answer is no list")
+        found += entries
+        if not page.get("has_more") or not entries:
+            return found
+    raise ReportFailed(f"Stripe lists more than {len(found)} at {path}")
+
+
+def _has_id(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
+
+
+def _call(account: Account, method: str, path: str, **options: Any) -> Json:
+    """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed."""
+    try:
+        answer = account.client.raw_request(method, path, **options).data
+    except stripe.InvalidRequestError as error:
+        raise _refused_or_failed(error) from error
+    except stripe.StripeError as error:
+        is_busy = isinstance(error, stripe.RateLimitError) or error.http_status == CONFLICT
+        raise (StripeBusy if is_busy else ReportFailed)(_reason(error)) from error
+    except (AttributeError, RecursionError) as error:
+        # stripe-python trips over an `error` that is no object.
+        raise ReportFailed("Stripe's answer is unreadable") from error
+    return answer if isinstance(answer, Mapping) else {}
+
+
+def _refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
+    """Say whether a later try could succeed.
+
+    It could where the timestamp "must not be in the future" (docs.stripe.com/api/usage_records).
+    """
+    reason = _reason(error)
+    if error.param == "timestamp" and error.http_status == BAD_REQUEST and "future" not in reason:
+        return ReportRefused(f"the billing period has closed: {reason}")
+    if error.code == "resource_missing":
+        return ReportRefused(f"gone from Stripe: {reason}")
+    return ReportFailed(reason)
+
+
+def _reason(error: stripe.StripeError) -> str:
+    """Say what failed, without an answer's body or anything that shows a part of the key."""
+    if isinstance(error, stripe.APIConnectionError):
+        return f"Stripe did not answer ({type(error.__cause__).__name__})"
+    if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
+        return f"Stripe answered {error.http_status}: STRIPE_KEY is wrong or lacks a permission"
+    if isinstance(error, stripe.APIError):
+        return f"Stripe answered {error.http_status} and no usable answer"
+    return f"Stripe answered {error.http_status}: {one_line(error.user_message)}"

@@ -1,0 +1,305 @@
+"""Items backed by a Billing Meter: running totals, closed periods, invoices and ends."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import ACACIA, DAY, END, ENDIVE, START, Answer, Service
+
+Start = Callable[..., Service]
+HOUR = 3_600
+BOTH = pytest.mark.parametrize("version", [ACACIA, ENDIVE])
+METERED = {"metadata[om_meter_id]": "m1"}
+
+
+@pytest.fixture
+def metered(start: Start) -> Callable[..., Service]:
+    """Start the service with one item on a Billing Meter, and keep Stripe's events back."""
+
+    def started(version: str = ENDIVE, *more: dict[str, str]) -> Service:
+        service = start()
+        price = service.stripe.metered_price()
+        service.stripe.collect_events(version)
+        service.stripe.seed({**METERED, "price": price}, *more)
+        return service
+
+    return started
+
+
+def deliver_new(service: Service, known: int, kind: str = "") -> list[Answer]:
+    """Deliver the events after the first `known`, as if they had just been made."""
+    fresh = [event for event in service.stripe.events()[known:] if kind in event["type"]]
+    return [service.post(json.dumps(event)) for event in fresh]
+
+
+def meter_events(service: Service) -> list[tuple[int, str]]:
+    """Return timestamp and value of the meter events sent so far."""
+    return [
+        (int(seen["form"]["timestamp"]), seen["form"]["payload[value]"])
+        for seen in service.stripe.requests()
+        if seen["path"] == "/v1/billing/meter_events"
+    ]
+
+
+@BOTH
+def test_a_running_total_goes_to_the_meter_as_a_plain_decimal(
+    metered: Callable[..., Service], version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    service = metered(version)
+    service.openmeter.use(service.stripe.ids["customer"], 7.25, 3.25)
+    service.stripe.update(**{"metadata[a]": "1"})
+    (answer,) = deliver_new(service, 0, "updated")
+    assert answer.status_code == 200
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["10.5"]
+    ((second, value),) = meter_events(service)
+    assert value == "10.5"
+    assert START < second < END - 1
+    assert "meter: m1, total_usage: 10.500000, from: 2023-06-07 14:00:00" in caplog.text
+    (sent,) = [seen for seen in service.stripe.requests() if "meter_events" in seen["path"]]
+    assert sent["form"]["event_name"] == "openmeter_m1"
+    assert sent["form"]["payload[stripe_customer_id]"] == service.stripe.ids["customer"]
+    assert sent["version"] == ENDIVE
+
+
+def test_one_subscription_may_hold_both_ways(metered: Callable[..., Service]) -> None:
+    service = metered(ACACIA, METERED)
+    service.openmeter.use(service.stripe.ids["customer"], 2.5)
+    service.stripe.update(**{"metadata[a]": "1"})
+    (answer,) = deliver_new(service, 0, "updated")
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["2.5", 2]
+    assert service.stripe.usage(service.stripe.items()[1]) == [2]
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["updated", "invoice"])
+def test_a_renewal_is_closed_while_its_invoice_is_a_draft(
+    metered: Callable[..., Service], version: str, kind: str
+) -> None:
+    service = metered(version)
+    customer = service.stripe.ids["customer"]
+    service.openmeter.use(customer, 10)
+    service.openmeter.use(customer, 4, time="2023-07-07T13:59:59Z")
+    service.openmeter.use(customer, 1, time="2023-07-07T14:00:00Z")
+    service.stripe.advance(END + 60)
+    answers = deliver_new(service, 0, kind)
+    assert [answer.status_code for answer in answers if "ignored" not in answer.text] == [200]
+    sent = meter_events(service)
+    assert sent[0] == (END - 1, "14")
+    if kind == "updated":
+        assert sent[1][1] == "1"
+        assert sent[1][0] > END
+    service.stripe.advance(END + 60 + 72 * HOUR)
+    assert service.stripe.invoiced() == [("open", [14])]
+
+
+@BOTH
+def test_a_reset_reports_the_closed_period_too_and_warns_with_its_total(
+    metered: Callable[..., Service], version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = metered(version)
+    customer = service.stripe.ids["customer"]
+    service.openmeter.use(customer, 10)
+    service.stripe.update(**{"metadata[a]": "1"})
+    deliver_new(service, 0, "updated")
+    service.stripe.advance(START + DAY + 60)
+    service.openmeter.use(customer, 2, time="2023-06-08T14:21:00Z")
+    known = len(service.stripe.events())
+    service.stripe.update(billing_cycle_anchor="now")
+    service.openmeter.use(customer, 1, time="2023-06-08T14:22:00Z")
+    (answer,) = deliver_new(service, known, "updated")
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["12", "1"]
+    item = service.stripe.items()[0]
+    assert answer.json["warnings"] == [
+        {
+            "item": item,
+            "warning": f"a reset ended period {START} to {START + DAY + 60} of "
+            f"{service.stripe.ids['subscription']}, invoiced with what had been reported by "
+            "then; its total is 12.000000000, and the rest may be on no invoice",
+        }
+    ]
+    assert "the rest may be on no invoice" in caplog.text
+    assert service.stripe.invoiced() == [("open", [10])]
+
+
+@BOTH
+def test_a_closed_period_of_usage_records_is_warned_of(
+    service: Service, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.stripe.collect_events(version)
+    service.stripe.advance(END + 60)
+    (answer,) = deliver_new(service, 0, "updated")
+    assert answer.status_code == 200
+    assert len(answer.json["reported"]) == 1
+    item, subscription = service.stripe.items()[0], service.stripe.ids["subscription"]
+    warning = f"period {START} to {END} of {subscription} has closed"
+    assert warning in answer.json["warnings"][0]["warning"]
+    assert f"{item}: usage after its last report is on no invoice: {warning}" in caplog.text
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"cancel_at_period_end": "true"},
+        {"cancel_at": str(END - DAY)},
+        {"metadata[a]": "1"},
+        {"items[0][metadata][b]": "1"},
+    ],
+)
+def test_another_change_is_no_roll_over(
+    metered: Callable[..., Service], version: str, form: dict[str, str]
+) -> None:
+    service = metered(version)
+    if "items[0][metadata][b]" in form:
+        form = {**form, "items[0][id]": service.stripe.items()[0]}
+    service.openmeter.use(service.stripe.ids["customer"], 10)
+    service.stripe.update(**form)
+    (answer,) = deliver_new(service, 0, "updated")
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["10"]
+    assert answer.json["warnings"] == []
+
+
+@BOTH
+@pytest.mark.parametrize("broken", ["/query", "/meter_events", "/subscriptions/", "/meters/"])
+def test_a_draft_is_held_until_its_period_could_be_reported(
+    metered: Callable[..., Service], version: str, broken: str
+) -> None:
+    service = metered(version)
+    service.openmeter.use(service.stripe.ids["customer"], 10)
+    service.stripe.advance(END + 60)
+    (event,) = [e for e in service.stripe.events() if e["type"] == "invoice.created"][-1:]
+    fake = service.openmeter if broken == "/query" else service.stripe
+    fake.fault(path=broken, status=503, times=2)
+    assert service.post(json.dumps(event)).status_code == 500
+    assert service.post(json.dumps(event)).status_code == 200
+    assert meter_events(service)[-1] == (END - 1, "10")
+
+
+def test_other_invoices_are_ignored(metered: Callable[..., Service]) -> None:
+    service = metered()
+    service.stripe.update(billing_cycle_anchor="now")
+    service.forget()
+    answers = deliver_new(service, 0, "invoice")
+    assert len(answers) == 2
+    assert {answer.text for answer in answers} == {'{"ignored":"invoice.created"}\n'}
+    assert service.called() == []
+
+
+@BOTH
+def test_an_invoice_with_more_than_ten_lines_is_read_whole(start: Start, version: str) -> None:
+    service = start()
+    prices = [service.stripe.metered_price(f"m{n}") for n in range(12)]
+    for n in range(12):
+        if n != 1:
+            service.openmeter.meter(f"m{n}")
+    service.stripe.collect_events(version)
+    service.stripe.seed(
+        *[{"metadata[om_meter_id]": f"m{n}", "price": price} for n, price in enumerate(prices)]
+    )
+    for n in range(12):
+        kind = "execution" if n == 1 else f"m{n}"
+        service.openmeter.use(service.stripe.ids["customer"], n + 1, kind=kind)
+    service.stripe.advance(END + 60)
+    deliver_new(service, 0, "invoice")
+    assert [value for _, value in meter_events(service)] == [str(n + 1) for n in range(12)]
+    service.stripe.advance(END + 60 + 72 * HOUR)
+    assert service.stripe.invoiced()[-1] == ("open", [n + 1 for n in range(10)])
+
+
+@BOTH
+def test_the_end_of_a_subscription_is_reported_to_the_second(
+    metered: Callable[..., Service], version: str
+) -> None:
+    service = metered(version, METERED)
+    customer = service.stripe.ids["customer"]
+    service.openmeter.use(customer, 10, time="2023-07-07T14:10:00Z")
+    service.stripe.update(cancel_at_period_end="true")
+    service.stripe.advance(END + 60)
+    (answer,) = deliver_new(service, 0, "deleted")
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["10"]
+    assert answer.json["skipped"] == [
+        service.stripe.call("GET", f"subscriptions/{service.stripe.ids['subscription']}")["items"][
+            "data"
+        ][1]["id"]
+    ]
+    (invoice,) = deliver_new(service, 0, "invoice")[-1:]
+    assert [entry["quantity"] for entry in invoice.json["reported"]] == ["10"]
+    assert meter_events(service) == [(END - 1, "10")] * 2
+    service.stripe.advance(END + 60 + 72 * HOUR)
+    assert service.stripe.invoiced() == [("open", [10, 0])]
+
+
+def test_an_end_without_its_time_is_refused(metered: Callable[..., Service]) -> None:
+    service = metered()
+    service.stripe.call("DELETE", f"subscriptions/{service.stripe.ids['subscription']}")
+    (event,) = [e for e in service.stripe.events() if "deleted" in e["type"]]
+    event["data"]["object"]["ended_at"] = None
+    answer = service.post(json.dumps(event))
+    assert (answer.status_code, "ended_at" in answer.json["error"]) == (422, True)
+
+
+def test_two_items_on_one_meter_are_refused_by_name(start: Start) -> None:
+    service = start()
+    price = service.stripe.metered_price()
+    service.stripe.collect_events(ENDIVE)
+    service.stripe.seed({**METERED, "price": price}, METERED, {**METERED, "price": price})
+    service.openmeter.use(service.stripe.ids["customer"], 10)
+    first, second, third = service.stripe.items()
+    service.stripe.update(**{"metadata[a]": "1"})
+    (answer,) = deliver_new(service, 0, "updated")
+    assert answer.status_code == 500
+    (failed,) = answer.json["failed"]
+    assert failed["item"] == f"{first} and {third}"
+    assert "overwrite each other's totals on Billing Meter mtr_" in failed["error"]
+    assert [entry["item"] for entry in answer.json["reported"]] == [second]
+    assert meter_events(service) == []
+
+
+@pytest.mark.parametrize("formula", ["sum", "count"])
+def test_a_meter_that_adds_up_is_refused(start: Start, formula: str) -> None:
+    service = start()
+    price = service.stripe.metered_price(formula=formula)
+    service.stripe.collect_events(ENDIVE)
+    service.stripe.seed({**METERED, "price": price})
+    service.stripe.update(**{"metadata[a]": "1"})
+    (answer,) = deliver_new(service, 0, "updated")
+    assert answer.status_code == 500
+    assert f"{formula}', which would add up totals sent twice" in answer.json["failed"][0]["error"]
+    assert meter_events(service) == []
+
+
+def aged(event: dict[str, Any], seconds: int) -> str:
+    """Return an event's body as if it had been made some seconds ago."""
+    return json.dumps({**event, "created": event["created"] - seconds})
+
+
+@BOTH
+def test_a_late_event_does_not_put_an_old_total_into_a_new_period(
+    metered: Callable[..., Service], version: str
+) -> None:
+    service = metered(version)
+    customer = service.stripe.ids["customer"]
+    service.openmeter.use(customer, 10)
+    service.stripe.update(**{"metadata[a]": "1"})
+    (late,) = service.stripe.events()[-1:]
+    service.stripe.advance(START + 2 * DAY)
+    service.stripe.update(billing_cycle_anchor="now")
+    service.stripe.advance(START + 3 * DAY)
+    answer = service.post(aged(late, 60))
+    assert answer.status_code == 200
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["0"]
+
+
+def test_a_late_event_of_an_ended_subscription_reports_nothing(
+    metered: Callable[..., Service],
+) -> None:
+    service = metered()
+    service.stripe.update(**{"metadata[a]": "1"})
+    (late,) = service.stripe.events()[-1:]
+    service.stripe.call("DELETE", f"subscriptions/{service.stripe.ids['subscription']}")
+    assert service.post(aged(late, 60)).json["reported"] == []
+    assert meter_events(service) == []

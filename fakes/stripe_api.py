@@ -167,6 +167,7 @@ def create_app() -> Flask:
     """Build the stand-in."""
     app = Flask("fakes.stripe_api", static_folder=None)
     api, faults = Api(), Faults()
+    app.extensions["api"] = api
     faults.install(app)
     add_guards(app, api)
     add_catalog(app, api)

@@ -1,0 +1,401 @@
+"""Random histories of usage, billing and faults: each metered unit is billed exactly once.
+
+The service and both stand-ins run in this process, without sockets, on a clock that only the
+histories move. `MODEL_HISTORIES` says how many there are.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
+
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+from requests.adapters import HTTPAdapter
+from stripe import WebhookSignature
+from urllib3 import HTTPResponse
+
+import app
+from fakes import openmeter_api, stripe_api
+from fakes.stripe_billing import Account, Record
+from tests.conftest import ACACIA, DAY, ENDIVE, KEY, SECRET, START
+
+HISTORIES = int(os.environ.get("MODEL_HISTORIES", "300"))
+PHASES = [Phase.generate] if os.environ.get("MODEL_QUICK") else list(Phase)
+HOLD = 72 * 3_600
+HOUR = 3_600
+# An event that is older is read again; younger ones come in order here (see README.md, Limits).
+FRESH = app.FRESH_SECONDS
+
+
+class Clock:
+    """The one clock of a history."""
+
+    now = float(START)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Wire(HTTPAdapter):
+    """Carry the service's calls to the stand-ins without a socket."""
+
+    def __init__(self, hosts: dict[str, Flask]) -> None:
+        super().__init__()
+        self.clients = {host: application.test_client() for host, application in hosts.items()}
+
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, **_: Any
+    ) -> requests.Response:
+        url = urlsplit(str(request.url))
+        answer = self.clients[str(url.hostname)].open(
+            f"{url.path}?{url.query}",
+            method=str(request.method),
+            headers=dict(request.headers),
+            data=request.body,
+        )
+        body, headers = io.BytesIO(answer.data), dict(answer.headers)
+        raw = HTTPResponse(body, headers, answer.status_code, preload_content=False)
+        return self.build_response(request, raw)
+
+
+@contextmanager
+def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
+    """Let the service and the stand-ins run on one clock and one wire."""
+
+    def session() -> requests.Session:
+        made = requests.Session()
+        made.mount("http://", wire)
+        return made
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
+        stack.enter_context(mock.patch("time.sleep", clock.sleep))
+        stack.enter_context(mock.patch("app.http_session", session))
+        stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
+        yield
+
+
+@dataclass
+class Plan:
+    """What a history knows of one subscription item."""
+
+    item: str
+    subscription: str
+    customer: str
+    kind: str
+    by_meter: bool
+    used: list[tuple[int, int]] = field(default_factory=list)
+    # The last total that was reported for a period, by the start that the report gives.
+    reported: dict[str, int] = field(default_factory=dict)
+
+    def metered(self, start: int, end: int) -> int:
+        """Return the units used in [start, end)."""
+        return sum(units for at, units in self.used if start <= at < end)
+
+
+class History(RuleBasedStateMachine):
+    """One random history."""
+
+    @initialize(
+        version=st.sampled_from([ACACIA, ENDIVE]),
+        last_by=st.sampled_from(["timestamp", "arrival"]),
+        tie=st.sampled_from(["first", "last"]),
+        boundary=st.sampled_from(["earlier", "later"]),
+        begin=st.integers(0, 2 * HOUR),
+    )
+    def begin(self, version: str, begin: int, **readings: str) -> None:
+        self.clock = Clock()
+        self.clock.now += begin
+        self.stripe_app, self.openmeter_app = stripe_api.create_app(), openmeter_api.create_app()
+        wire = Wire({"stripe": self.stripe_app, "openmeter": self.openmeter_app})
+        self.stack = ExitStack()
+        self.stack.enter_context(in_one_process(self.clock, wire))
+        self.api: stripe_api.Api = self.stripe_app.extensions["api"]
+        self.account: Account = self.api.account
+        self.account.meters.readings |= readings
+        endpoint = {"url": "http://service", "secret": SECRET, "api_version": version, "hold": True}
+        self.api.endpoint.configure(endpoint, ENDIVE)
+        self.wire, self.delivered, self.booked, self.events = wire, set[str](), set[str](), 0
+        self.plans: list[Plan] = []
+        self.restart()
+        other = {"slug": "m2", "aggregation": "SUM", "eventType": "other"}
+        wire.clients["openmeter"].post(
+            "/api/v1/meters", json={**other, "valueProperty": "$.duration"}
+        )
+        meter = self.stripe(
+            "POST",
+            "billing/meters",
+            display_name="m1",
+            event_name="openmeter_m1",
+            **{"default_aggregation[formula]": "last"},
+        )
+        product = self.stripe("POST", "products", name="Epsilon")["id"]
+        metered = {"recurring[interval]": "month", "recurring[usage_type]": "metered"}
+        form = {"product": product, "unit_amount": 10, **metered}
+        record = self.stripe("POST", "prices", **form)["id"]
+        backed = self.stripe("POST", "prices", **form, **{"recurring[meter]": meter["id"]})["id"]
+        self.meter_id = meter["id"]
+        for _ in range(2):
+            self.subscribe(backed, record)
+        self.check_invoices()
+
+    def subscribe(self, backed: str, record: str) -> None:
+        """Start a subscription with an item of each way on a customer of its own."""
+        customer = self.stripe("POST", "customers")["id"]
+        items = {"items[0][price]": backed, "items[1][price]": record}
+        kinds = [("execution", "m1", True), ("other", "m2", False)]
+        for n, (_, meter, _) in enumerate(kinds):
+            items[f"items[{n}][metadata][om_meter_id]"] = meter
+        made = self.stripe("POST", "subscriptions", customer=customer, **items)
+        for entry, (kind, _, by_meter) in zip(made["items"]["data"], kinds, strict=True):
+            self.plans.append(Plan(entry["id"], made["id"], customer, kind, by_meter))
+
+    def stripe(self, method: str, path: str, **form: Any) -> Any:
+        """Call Stripe as its users do; their calls meet no faults."""
+        client: FlaskClient = self.wire.clients["stripe"]
+        headers = {"Authorization": f"Bearer {KEY}", "Stripe-Version": ACACIA}
+        if "billing/" in path or "recurring[meter]" in form:
+            headers["Stripe-Version"] = ENDIVE
+        with mock.patch("fakes.serving.Faults._take", return_value=None):
+            answer = client.open(f"/v1/{path}", method=method, headers=headers, data=form)
+        assert answer.status_code == 200, answer.text
+        return answer.json
+
+    @rule()
+    def restart(self) -> None:
+        """Start the service anew; it keeps nothing."""
+        config = {
+            "STRIPE_KEY": KEY,
+            "STRIPE_WEBHOOK_SECRET": SECRET,
+            "STRIPE_API_BASE": "http://stripe",
+            "OPENMETER_URL": "http://openmeter",
+        }
+        self.client = app.create_app(config).test_client()
+
+    @rule(which=st.integers(0, 3), units=st.integers(1, 50))
+    def use(self, which: int, units: int) -> None:
+        """Use the product now."""
+        plan = self.plans[which]
+        now = int(self.clock.now)
+        self.events += 1
+        event = {"id": str(self.events), "source": "model", "specversion": "1.0"}
+        event |= {"type": plan.kind, "subject": plan.customer}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        body = {**event, "time": moment, "data": {"duration": units}}
+        client = self.wire.clients["openmeter"]
+        with mock.patch("fakes.serving.Faults._take", return_value=None):
+            assert client.post("/api/v1/events", json=body).status_code == 204
+        plan.used.append((now, units))
+
+    @rule(which=st.integers(0, 1), n=st.integers(0, 10**6))
+    def update(self, which: int, n: int) -> None:
+        """Change the metadata, and deliver that in order."""
+        if subscription := self.active(which):
+            self.stripe("POST", f"subscriptions/{subscription}", **{"metadata[n]": str(n)})
+
+    @rule(which=st.integers(0, 1), wait=st.integers(1, 3 * HOUR))
+    def reset(self, which: int, wait: int) -> None:
+        """Reset the billing cycle; no report was made in that second."""
+        self.advance(wait)
+        if subscription := self.active(which):
+            self.stripe("POST", f"subscriptions/{subscription}", billing_cycle_anchor="now")
+            self.check_invoices()
+
+    @rule(which=st.integers(0, 1), wait=st.integers(1, 3 * HOUR), bill=st.booleans())
+    def cancel(self, which: int, wait: int, bill: bool) -> None:
+        """Cancel at once, with or without an invoice."""
+        self.advance(wait)
+        if subscription := self.active(which):
+            form = {"invoice_now": "true"} if bill else {}
+            self.stripe("DELETE", f"subscriptions/{subscription}", **form)
+            self.check_invoices()
+
+    @rule(which=st.integers(0, 1))
+    def cancel_later(self, which: int) -> None:
+        """Cancel at the period's end."""
+        if subscription := self.active(which):
+            self.stripe("POST", f"subscriptions/{subscription}", cancel_at_period_end="true")
+
+    def active(self, which: int) -> str | None:
+        """Return a subscription's id if it runs."""
+        subscription = self.plans[2 * which].subscription
+        found = self.account.get("subscription", subscription)
+        return subscription if found["status"] == "active" else None
+
+    @rule(
+        where=st.sampled_from(["stripe", "openmeter"]),
+        skip=st.integers(0, 4),
+        times=st.integers(1, 4),
+        after=st.booleans(),
+    )
+    def fail(self, where: str, skip: int, times: int, after: bool) -> None:
+        """Let some later calls fail, before or after they took effect."""
+        fault = {"status": 503, "skip": skip, "times": times, "after": after}
+        self.wire.clients[where].post("/_fake/faults", json=fault)
+
+    @rule()
+    def mend(self) -> None:
+        """Let calls succeed again."""
+        for client in self.wire.clients.values():
+            client.delete("/_fake/faults")
+
+    @rule(data=st.data(), again=st.booleans())
+    def deliver_one(self, data: st.DataObject, again: bool) -> None:
+        """Deliver an event that waits, late and in any order, or one that was taken before."""
+        waiting = [e for e in self.known() if (e["id"] in self.delivered) == again]
+        if waiting:
+            self.advance(FRESH + 1)
+            self.deliver(data.draw(st.sampled_from(waiting)))
+
+    @rule()
+    def deliver_all(self) -> None:
+        """Deliver what waits, in order and at once."""
+        for event in self.known():
+            if event["id"] not in self.delivered:
+                self.deliver(event)
+
+    @rule(seconds=st.sampled_from([1, 2, 30, 600, HOUR, 5 * HOUR, 2 * DAY, 20 * DAY]))
+    def wait(self, seconds: int) -> None:
+        """Let time pass."""
+        self.advance(seconds)
+
+    @rule(which=st.integers(0, 1), offset=st.integers(-2 * HOUR, 2 * HOUR))
+    def wait_for_the_end(self, which: int, offset: int) -> None:
+        """Let time pass until around the end of a period."""
+        end = self.account.get("subscription", self.plans[2 * which].subscription)["end"]
+        if end + offset > self.clock.now:
+            self.advance(int(end + offset - self.clock.now))
+
+    # How it works
+
+    def known(self) -> list[Record]:
+        """Return all events so far, oldest first."""
+        return list(self.api.endpoint.events.values())
+
+    def advance(self, seconds: int) -> None:
+        """Let time pass; no draft is held for longer than Stripe holds one."""
+        target = self.clock.now + seconds
+        while self.clock.now < target:
+            self.clock.now = min(target, self.clock.now + DAY)
+            self.account.catch_up()
+            self.check_invoices()
+            for event in self.known():
+                late = event["created"] + HOLD - 2 * DAY < self.clock.now
+                if late and event["type"] == "invoice.created":
+                    self.deliver_surely(event)
+
+    def deliver_surely(self, event: Record) -> None:
+        """Deliver an event that must not wait any longer."""
+        if event["id"] not in self.delivered:
+            self.mend()
+            self.deliver(event)
+            assert event["id"] in self.delivered
+
+    def deliver(self, event: Record) -> None:
+        """Deliver an event and note what the answer says was reported."""
+        body = json.dumps(event)
+        header = WebhookSignature.generate_signature_header(body, SECRET, int(self.clock.now))
+        answer = self.client.post("/webhook", data=body, headers={"Stripe-Signature": header})
+        assert answer.status_code in (200, 500), answer.text
+        if answer.status_code == 200:
+            self.delivered.add(event["id"])
+            self.api.accepted(event)
+        for entry in answer.get_json().get("reported", []):
+            plan = next(p for p in self.plans if p.item == entry["item"])
+            assert entry["stripe_customer"] == plan.customer
+            plan.reported[entry["from"]] = int(entry["quantity"])
+
+    def boundary(self, subscription: str, instant: int) -> int:
+        """Return where a period begins or ends: at full hours, but at resets as they are."""
+        ended_at = self.account.get("subscription", subscription)["ended_at"]
+        resets = {
+            invoice["period_end"]
+            for invoice in self.account.all("invoice")
+            if invoice["subscription"] == subscription
+            and invoice["billing_reason"] == "subscription_update"
+        }
+        return instant if instant in {*resets, ended_at} else instant - instant % HOUR
+
+    def check_invoices(self) -> None:
+        """Check each invoice once, when it is final."""
+        for invoice in self.account.all("invoice"):
+            if invoice["status"] == "draft" or invoice["id"] in self.booked:
+                continue
+            self.booked.add(invoice["id"])
+            if invoice["billing_reason"] != "subscription_create":
+                for line in invoice["lines"]:
+                    self.check_line(invoice, line)
+
+    def check_line(self, invoice: Record, line: Record) -> None:
+        """Check that a line has what was metered, or at least what was reported of it."""
+        plan = next(p for p in self.plans if p.item == line["item"])
+        assert plan.customer == invoice["customer"]
+        start = self.boundary(plan.subscription, line["start"])
+        used = plan.metered(start, self.boundary(plan.subscription, line["end"]))
+        said = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(start))
+        if plan.by_meter and invoice["billing_reason"] == "subscription_cycle":
+            assert line["quantity"] == used
+        else:
+            assert plan.reported.get(said, 0) <= line["quantity"] <= used
+
+    def teardown(self) -> None:
+        """Deliver the rest, let all drafts become final, and check what is running."""
+        if not hasattr(self, "stack"):
+            return
+        try:
+            self.settle()
+        finally:
+            self.stack.close()
+
+    def settle(self) -> None:
+        """Deliver all, report once more, and check the running periods."""
+        self.mend()
+        self.deliver_all()
+        self.advance(HOLD + DAY)
+        for which in (0, 1):
+            self.update(which, -1)
+        self.deliver_all()
+        assert all(event["id"] in self.delivered for event in self.known())
+        assert all(invoice["status"] != "draft" for invoice in self.account.all("invoice"))
+        for plan in self.plans:
+            state = self.account.get("subscription", plan.subscription)
+            if state["status"] == "active":
+                used = plan.metered(self.boundary(plan.subscription, state["start"]), 2**40)
+                assert self.running(plan, state) == used
+
+    def running(self, plan: Plan, state: Record) -> int:
+        """Return what Stripe holds for an item's running period."""
+        if not plan.by_meter:
+            return self.account.usage(plan.item, state["start"], state["end"])
+        meters = self.account.meters
+        return int(meters.usage(self.meter_id, plan.customer, state["start"], state["end"]))
+
+
+def test_each_metered_unit_is_billed_exactly_once() -> None:
+    run_state_machine_as_test(
+        History,
+        settings=settings(
+            max_examples=HISTORIES,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+            phases=PHASES,
+        ),
+    )

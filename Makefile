@@ -2,16 +2,17 @@
 # make test    the tests
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
+# make check-long  20,000 random histories of billing (about an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
 INSTALLED = .venv/installed
 
-.PHONY: demo test check run lock
+.PHONY: demo test check check-long run lock
 
 demo: $(INSTALLED)
-	@.venv/bin/python -m fakes.demo
+	@exec .venv/bin/python -m fakes.demo
 
 test: $(INSTALLED)
 	@.venv/bin/python -m pytest -q
@@ -23,7 +24,10 @@ check: $(INSTALLED)
 	.venv/bin/python -m pytest -q
 
 run: $(INSTALLED)
-	@.venv/bin/gunicorn "app:create_app()"
+	@exec .venv/bin/gunicorn "app:create_app()"
+
+check-long: $(INSTALLED)
+	MODEL_HISTORIES=20000 .venv/bin/python -m pytest -q tests/test_model.py
 
 lock:
 	$(PYTHON) -m venv --clear .lock

@@ -22,6 +22,7 @@ from corehttp.transport.requests import RequestsTransport
 from dotenv import dotenv_values
 from flask import Flask, request
 from flask.logging import default_handler
+from gunicorn.http.errors import ParseException
 from requests.adapters import HTTPAdapter
 from urllib3 import Timeout
 from werkzeug.exceptions import (
@@ -67,7 +68,8 @@ def base_url(value: str) -> str:
     """Accept an http(s) address without user name or query, and drop a trailing slash."""
     try:
         url = urlsplit(value)
-        good = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        host = (url.hostname or "").encode("idna")
+        good = url.scheme in ("http", "https") and host and url.port != 0
     except ValueError:
         good = False
     if not good or re.search(r"[\s@?#]", value):
@@ -106,6 +108,9 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
 }
 
 
+SECRETS = [name for name, (_, check) in SETTINGS.items() if check is secret]
+
+
 def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
     """Return every setting of SETTINGS, checked; an empty value counts as not set.
 
@@ -129,8 +134,12 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str | None]:
-    """Return the environment over the `.env` file beside this module."""
-    return {**dotenv_values(Path(__file__).with_name(".env")), **os.environ}
+    """Return what is set in the environment over the `.env` file beside this module."""
+    try:
+        file = dotenv_values(Path(__file__).with_name(".env"))
+    except UnicodeError as error:
+        raise SettingsError("Cannot start: .env is not UTF-8") from error
+    return {**file, **{name: value for name, value in os.environ.items() if value}}
 
 
 class BoundedAdapter(HTTPAdapter):
@@ -194,6 +203,25 @@ def connect(settings: Mapping[str, Any]) -> Services:
     )
 
 
+class Hide(logging.Filter):
+    """Take secrets out of what is logged or answered, should a service echo them."""
+
+    def __init__(self, *secrets: str | None) -> None:
+        super().__init__()
+        self.secrets = [text for text in secrets if text]
+
+    def hide(self, text: str) -> str:
+        """Return a text without the secrets."""
+        for known in self.secrets:
+            text = text.replace(known, "[hidden]")
+        return text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite a record."""
+        record.msg, record.args = self.hide(record.getMessage()), ()
+        return True
+
+
 class LevelFormatter(logging.Formatter):
     """Write a report's line as it is and put its level before any other."""
 
@@ -204,8 +232,11 @@ class LevelFormatter(logging.Formatter):
 
 
 def raw_body() -> bytes:
-    """Return the request's body. Raises RequestEntityTooLarge above 1 MiB."""
-    body = request.get_data(cache=False)
+    """Return the request's body. Raises RequestEntityTooLarge above 1 MiB, or BadRequest."""
+    try:
+        body = request.get_data(cache=False)
+    except (OSError, ParseException) as error:
+        raise BadRequest("the body's chunks are malformed") from error
     # Werkzeug refuses a Content-Length over its limit, but cuts a body that comes without one;
     # hence its limit is one byte above ours.
     if len(body) > MAX_BODY_BYTES:
@@ -235,6 +266,13 @@ def genuine_event(body: bytes, signature: str | None, webhook_secret: str) -> di
     if not isinstance(event, dict):
         raise BadRequest("the body is no event")
     return event
+
+
+def event_name(event: Mapping[str, Any]) -> str:
+    """Return an event's id, if it has one, for an error."""
+    event_id = event.get("id")
+    known = isinstance(event_id, str) and usage.STRIPE_ID.fullmatch(event_id)
+    return f"event {event_id}" if known else "an event without id"
 
 
 def event_object(event: Mapping[str, Any]) -> usage.Json:
@@ -502,6 +540,14 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.register_error_handler(HTTPException, error_as_json)
     app.logger.setLevel(logging.INFO)
     default_handler.setFormatter(LevelFormatter())
+    hidden = Hide(*(settings[name] for name in SECRETS))
+    app.logger.filters[:] = [hidden]
+
+    @app.after_request
+    def without_secrets(response: Response) -> Response:
+        """Answer no secret that a service may have echoed."""
+        response.set_data(hidden.hide(response.get_data(as_text=True)))
+        return response
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -528,8 +574,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
         try:
             outcome = report(event, services) if report else None
         except usage.InvalidSubscription as error:
-            event_id = str(event.get("id"))[:64]
-            raise UnprocessableEntity(f"{error} (event {event_id!r})") from error
+            raise UnprocessableEntity(f"{error} ({event_name(event)})") from error
         if outcome is None:
             return {"ignored": event["type"]}, 200
         return asdict(outcome), 500 if outcome.failed else 200

@@ -220,8 +220,8 @@ def _call(account: Account, method: str, path: str, **options: Any) -> Json:
     except stripe.StripeError as error:
         is_busy = isinstance(error, stripe.RateLimitError) or error.http_status == CONFLICT
         raise (StripeBusy if is_busy else ReportFailed)(_reason(error)) from error
-    except (AttributeError, RecursionError) as error:
-        # stripe-python trips over an `error` that is no object.
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
     return answer if isinstance(answer, Mapping) else {}
 

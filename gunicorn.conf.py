@@ -1,11 +1,7 @@
 """How gunicorn serves app.py; options on its command line win."""
 
-import os
-from pathlib import Path
+import app
 
-from dotenv import dotenv_values
-
-settings = {**dotenv_values(Path(__file__).with_name(".env")), **os.environ}
-bind = f"localhost:{settings.get('PORT') or 4242}"
+bind = f"localhost:{app.read_settings(app.environment())['PORT']}"
 control_socket_disable = True
 threads = 16

@@ -4,43 +4,86 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import stripe
 from dotenv import dotenv_values
 
 # The last API version that makes a metered price without a meter
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
-API_VERSION = "2025-02-24.acacia"
-LOOKUP_KEY = "epsilon_execution_duration"
-KINDS = ("product", "price", "customer", "subscription")
+USAGE_RECORD_VERSION = "2025-02-24.acacia"
 LIVE_KEYS = ("sk_live_", "rk_live_")
+ODD_ANSWER = (AttributeError, LookupError, TypeError, ValueError)
+DASHBOARD = {
+    "meter": "meters",
+    "product": "products",
+    "price": "prices",
+    "test clock": "test-clocks",
+    "customer": "customers",
+    "subscription": "subscriptions",
+}
+
+
+class Made(NamedTuple):
+    """An object that is there now."""
+
+    kind: str
+    id: str
+    is_new: bool = True
+    period_end: int = 0
 
 
 def main(argv: list[str] | None = None) -> None:
     """Create what is missing and print a link to each object; end with status 1 on an error."""
     options = parse_options(argv)
-    environment = {**dotenv_values(Path(__file__).with_name(".env")), **os.environ}
-    client = connect(environment, live_allowed=options.live)
+    client = connect(environment(), options)
     dashboard = "https://dashboard.stripe.com" + ("" if options.live else "/test")
-    done: list[str] = []
+    done: list[Made] = []
     try:
-        for kind, key, is_new in seed(client, options.meter):
-            done.append(f"{kind} {key}")
-            state = "created" if is_new else "already there"
-            print(f"Stripe {kind} {state}: {dashboard}/{kind}s/{key}", flush=True)
+        for made in seed(client, options):
+            done.append(made)
+            state = "created" if made.is_new else "already there"
+            link = f"{dashboard}/{DASHBOARD[made.kind]}/{made.id}"
+            print(f"Stripe {made.kind} {state}: {link}", flush=True)
     except stripe.StripeError as error:
-        by_then = ", ".join(done) or "nothing"
-        sys.exit(f"Stripe {KINDS[len(done)]} not created: {reason(error)} Done by then: {by_then}.")
+        sys.exit(failure(done, options, reason(error)))
+    except ODD_ANSWER:
+        said = "the answer is not Stripe's. Check STRIPE_API_BASE, then run this again."
+        sys.exit(failure(done, options, said))
+    except KeyboardInterrupt:
+        sys.exit(failure(done, options, "interrupted."))
+    if options.test_clock:
+        print_advances(done)
+
+
+def environment() -> dict[str, str | None]:
+    """Return what is set in the environment over the `.env` file beside this script."""
+    try:
+        file = dotenv_values(Path(__file__).with_name(".env"))
+    except UnicodeError:
+        sys.exit(".env is not UTF-8.")
+    return {**file, **{name: value for name, value in os.environ.items() if value}}
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """Return `meter` and `live`."""
+    """Return `meter`, `billing`, `test_clock` and `live`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--meter", default="m1", type=meter, help="OpenMeter's meter (m1)")
+    parser.add_argument(
+        "--billing",
+        default="usage-records",
+        choices=["usage-records", "meter"],
+        help="what the price bills: usage records, or a Billing Meter",
+    )
+    parser.add_argument("--test-clock", action="store_true", help="put the customer on one")
     parser.add_argument("--live", action="store_true", help="accept a live key")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.live and options.test_clock:
+        parser.error("there are no test clocks with a live key")
+    return options
 
 
 def meter(slug: str) -> str:
@@ -50,60 +93,106 @@ def meter(slug: str) -> str:
     return slug
 
 
-def connect(environment: Mapping[str, str | None], *, live_allowed: bool) -> stripe.StripeClient:
+def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> stripe.StripeClient:
     """Return a client of the key's account, or end before any call if the key will not do."""
-    key = environment.get("STRIPE_KEY") or ""
+    key = found.get("STRIPE_KEY") or ""
     if not re.fullmatch(r"[!-~]+", key):
         sys.exit("STRIPE_KEY is missing or not valid: copy .env.example to .env and set it there.")
-    if key.startswith(LIVE_KEYS) and not live_allowed:
+    if key.startswith(LIVE_KEYS) and not options.live:
         sys.exit("STRIPE_KEY is a live key: use a test key, or give --live if you mean it.")
     stripe.enable_telemetry = False
-    base = environment.get("STRIPE_API_BASE") or "https://api.stripe.com"
+    base = found.get("STRIPE_API_BASE") or "https://api.stripe.com"
     return stripe.StripeClient(
         key,
-        stripe_version=API_VERSION,
+        stripe_version=None if options.billing == "meter" else USAGE_RECORD_VERSION,
         base_addresses={"api": base.rstrip("/")},
         max_network_retries=1,
         http_client=stripe.RequestsClient(timeout=(3, 8)),
     )
 
 
-def seed(client: stripe.StripeClient, meter_slug: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield kind, id and whether it is new, for each object as soon as it is there."""
-    known = client.v1.prices.list({"lookup_keys": [LOOKUP_KEY], "active": True, "limit": 1}).data
+def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[Made]:
+    """Yield each object as soon as it is there."""
+    lookup_key, recurring = "epsilon_execution_duration", {}
+    if options.billing == "meter":
+        made = billing_meter(client, f"openmeter_{options.meter}")
+        yield made
+        lookup_key, recurring = f"epsilon_{made.id}", {"meter": made.id}
+    known = client.v1.prices.list({"lookup_keys": [lookup_key], "active": True, "limit": 1}).data
     if known:
         price_id = known[0].id
-        yield "product", str(known[0].product), False
-        yield "price", price_id, False
+        yield Made("product", str(known[0].product), is_new=False)
+        yield Made("price", price_id, is_new=False)
     else:
         product_id = client.v1.products.create({"name": "Epsilon"}).id
-        yield "product", product_id, True
-        price_id = create_price(client, product_id)
-        yield "price", price_id, True
-    customer_id = client.v1.customers.create({"name": "Epsilon's first customer"}).id
-    yield "customer", customer_id, True
+        yield Made("product", product_id)
+        price_id = create_price(client, product_id, lookup_key, recurring)
+        yield Made("price", price_id)
+    customer: dict[str, str] = {"name": "Epsilon's first customer"}
+    if options.test_clock:
+        clock = client.v1.test_helpers.test_clocks.create({"frozen_time": int(time.time())})
+        yield Made("test clock", clock.id)
+        customer["test_clock"] = clock.id
+    customer_id = client.v1.customers.create(customer).id  # type: ignore[arg-type]
+    yield Made("customer", customer_id)
     subscription = client.v1.subscriptions.create(
         {
             "customer": customer_id,
-            "items": [{"price": price_id, "metadata": {"om_meter_id": meter_slug}}],
+            "items": [{"price": price_id, "metadata": {"om_meter_id": options.meter}}],
         }
     )
-    yield "subscription", subscription.id, True
+    yield Made("subscription", subscription.id, period_end=period_end(subscription))
 
 
-def create_price(client: stripe.StripeClient, product_id: str) -> str:
+def period_end(subscription: stripe.Subscription) -> int:
+    """Return the end of the running period, which since basil stands on the item."""
+    holder = subscription if "current_period_end" in subscription else subscription["items"].data[0]
+    return int(holder["current_period_end"])
+
+
+def billing_meter(client: stripe.StripeClient, event_name: str) -> Made:
+    """Find or create the Billing Meter that bills the last total of a period."""
+    found = client.v1.billing.meters.list({"status": "active", "limit": 100})
+    for known in found.auto_paging_iter():
+        if known.event_name == event_name:
+            return Made("meter", known.id, is_new=False)
+    made = client.v1.billing.meters.create(
+        {
+            "display_name": event_name,
+            "event_name": event_name,
+            "default_aggregation": {"formula": "last"},
+        }
+    )
+    return Made("meter", made.id)
+
+
+def create_price(
+    client: stripe.StripeClient, product_id: str, lookup_key: str, recurring: Mapping[str, str]
+) -> str:
     """Create the price, $0.10 per unit and month, and return its id."""
     price = client.v1.prices.create(
         {
             "product": product_id,
             "currency": "usd",
             "unit_amount": 10,
-            "recurring": {"interval": "month", "usage_type": "metered"},
-            "lookup_key": LOOKUP_KEY,
+            "recurring": {"interval": "month", "usage_type": "metered", **recurring},  # type: ignore[typeddict-item]
+            "lookup_key": lookup_key,
             "transfer_lookup_key": True,
         }
     )
     return price.id
+
+
+def failure(done: list[Made], options: argparse.Namespace, said: str) -> str:
+    """Say on one line what was not created, why, and what had been by then."""
+    kinds = [
+        kind
+        for kind in DASHBOARD
+        if (kind != "meter" or options.billing == "meter")
+        and (kind != "test clock" or options.test_clock)
+    ]
+    by_then = ", ".join(f"{made.kind} {made.id}" for made in done) or "nothing"
+    return f"Stripe {kinds[len(done)]} not created: {said} Done by then: {by_then}."
 
 
 def reason(error: stripe.StripeError) -> str:
@@ -113,12 +202,19 @@ def reason(error: stripe.StripeError) -> str:
         return f"no answer ({cause}). Check STRIPE_API_BASE and the network, then run this again."
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
         return f"Stripe answered {error.http_status}. Check STRIPE_KEY and its permissions."
-    if isinstance(error, stripe.APIError):
+    if isinstance(error, stripe.APIError | stripe.RateLimitError):
         return f"Stripe answered {error.http_status}. Run this again in a while."
     said = " ".join(str(error.user_message).split())[:300]
     if "backed by meters" in said:
-        return f"{said} This account has no usage records any more (see README.md, Limits)."
+        return f"{said} This account takes no usage records: run this with --billing meter."
     return f"Stripe answered {error.http_status}: {said} Mend that, then run this again."
+
+
+def print_advances(done: list[Made]) -> None:
+    """Print how to advance the test clock over the renewal, and past the draft hour."""
+    clock = next(made.id for made in done if made.kind == "test clock")
+    for at in (done[-1].period_end + 60, done[-1].period_end + 3 * 3_600):
+        print(f"stripe post /v1/test_helpers/test_clocks/{clock}/advance -d frozen_time={at}")
 
 
 if __name__ == "__main__":

@@ -92,8 +92,10 @@ def metered_item(item: Json, subscription: Json, path: str, window_size: str) ->
     """
     price = _object(item, "price", path)
     recurring = price.get("recurring")
+    if not isinstance(recurring, Mapping) or recurring.get("usage_type") != "metered":
+        return None
     meter = _metadata(item, price, "om_meter_id", path)
-    if not isinstance(recurring, Mapping) or recurring.get("usage_type") != "metered" or not meter:
+    if not meter:
         return None
     if not METER.fullmatch(meter):
         raise InvalidSubscription(
@@ -313,8 +315,9 @@ def _problem(status: int, body: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return a text on one line of 300 characters at most."""
-    return " ".join(str(text).encode(errors="replace").decode().split())[:300]
+    """Return a text on one printable line of 300 characters at most."""
+    printable = "".join(char if char.isprintable() else " " for char in str(text)[:1_000])
+    return " ".join(printable.split())[:300]
 
 
 def _total(item: MeteredItem, body: str) -> Decimal | None:
@@ -323,6 +326,8 @@ def _total(item: MeteredItem, body: str) -> Decimal | None:
         values = [row["value"] for row in rows]
     except (ValueError, LookupError, TypeError, RecursionError, ArithmeticError) as error:
         raise _meter_failed(item, "OpenMeter's answer is unreadable") from error
+    if not isinstance(rows, list):
+        raise _meter_failed(item, "OpenMeter's answer is unreadable")
     if not values:
         return None
     if len(values) > 1:

@@ -17,7 +17,8 @@ REPORT_LINE = re.compile(r"^stripe_customer: .*, total_usage: 10\.000000, from: 
 
 def main() -> None:
     """Run the demo; any step that goes wrong ends it with exit status 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         with Processes() as processes:
             demonstrate(processes)

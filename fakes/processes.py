@@ -20,6 +20,7 @@ START_SECONDS = 30
 STRIPE_KEY = "sk_test_standin"
 WEBHOOK_SECRET = "whsec_standin"  # noqa: S105 - the stand-in's, not a secret
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 T = TypeVar("T")
 
 
@@ -110,9 +111,11 @@ class Processes:
             "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "STRIPE_API_BASE": self.stripe,
             "OPENMETER_URL": self.openmeter,
-            "OPENMETER_TOKEN": "",
+            "OPENMETER_TOKEN": "standin",
             "OPENMETER_WINDOW_SIZE": "HOUR",
             "USAGE_ROUNDING": "down",
+            "PORT": "4242",
+            "no_proxy": "127.0.0.1",
             "GUNICORN_CMD_ARGS": "",
         }
 
@@ -171,7 +174,7 @@ def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | N
     if body is not None and not isinstance(body, bytes):
         body, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
     try:
-        with urllib.request.urlopen(
+        with DIRECT.open(
             urllib.request.Request(url, body, sent, method=method), timeout=60
         ) as answer:
             return json.loads(answer.read() or b"null")

@@ -32,8 +32,9 @@ class Faults:
     def plan(self) -> Any:
         """Plan a fault: `method`, `path` (a part of it), `times`, `skip`, and what happens.
 
-        `delay` waits (seconds), `drop` closes the connection, `status` with `body`, `headers`
-        and `content_type` answers; with `after`, when the call has taken effect.
+        `delay` waits (seconds), `drop` closes the connection, `status` with `body` (`latin` for
+        one that is no UTF-8), `headers` and `content_type` answers; with `after`, when the call
+        has taken effect.
         """
         with self.lock:
             if request.method == "DELETE":
@@ -99,8 +100,9 @@ def perform(fault: Mapping[str, Any]) -> Response | None:
     if "status" not in fault:
         return None
     body = fault.get("body", "")
+    text = body if isinstance(body, str) else json.dumps(body)
     return Response(
-        body if isinstance(body, str) else json.dumps(body),
+        fault["latin"].encode("latin-1") if "latin" in fault else text,
         fault["status"],
         fault.get("headers"),
         content_type=fault.get("content_type", "application/json"),

@@ -477,6 +477,8 @@ def add_controls(app: Flask, api: Api) -> None:
 
     @app.post("/_fake/events/<key>/deliver")
     def deliver(key: str) -> Record:
+        if key not in api.endpoint.events:
+            raise billing.missing("event", key, "id")
         api.endpoint.deliver(key)
         return {}
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_SECONDS = 60
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ENABLED_EVENTS = (
     "customer.subscription.updated",
     "customer.subscription.deleted",
@@ -125,7 +126,7 @@ class Endpoint:
         }
         post = urllib.request.Request(str(self.url), body, headers)
         try:
-            with urllib.request.urlopen(post, timeout=TIMEOUT_SECONDS) as answer:
+            with DIRECT.open(post, timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -73,6 +73,8 @@ def test_one_message_names_all_that_is_missing(
         ("OPENMETER_URL", "http://localhost?x=1"),
         ("OPENMETER_URL", "http://localhost:99999"),
         ("OPENMETER_URL", "http://[::1"),
+        ("OPENMETER_URL", "http://a..b"),
+        ("OPENMETER_URL", f"http://{'a' * 70}"),
         ("OPENMETER_WINDOW_SIZE", "WEEK"),
         ("OPENMETER_WINDOW_SIZE", "hour"),
         ("USAGE_ROUNDING", "even"),
@@ -93,6 +95,30 @@ def test_a_value_that_is_not_valid_is_named_but_not_shown(name: str, value: obje
 def test_missing_and_not_valid_are_told_at_once() -> None:
     with pytest.raises(app.SettingsError, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
         app.read_settings({**GOOD, "STRIPE_KEY": "", "USAGE_ROUNDING": "x", "PORT": "x"})
+
+
+def test_an_empty_variable_does_not_hide_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "dotenv_values", lambda _: {"STRIPE_KEY": KEY, "PORT": "1"})
+    monkeypatch.setenv("STRIPE_KEY", "")
+    monkeypatch.setenv("PORT", "2")
+    found = app.environment()
+    assert (found["STRIPE_KEY"], found["PORT"]) == (KEY, "2")
+
+
+@pytest.mark.parametrize("way", STARTS)
+def test_an_env_file_that_is_no_utf_8_ends_the_start(copy: Path, way: str) -> None:
+    (copy / ".env").write_bytes(b"# caf\xe9\n")
+    done = subprocess.run(
+        [sys.executable, *STARTS[way]],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    printed = done.stdout + done.stderr
+    if way != "flask":  # which reads the file itself, before the service does
+        assert (done.returncode, printed) == (3, "Cannot start: .env is not UTF-8\n")
 
 
 def test_a_trailing_slash_of_an_address_is_dropped() -> None:

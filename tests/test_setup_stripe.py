@@ -5,7 +5,7 @@ import re
 import pytest
 
 import setup_stripe
-from tests.conftest import ACACIA, KEY, Stripe, free_port
+from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, free_port
 
 LIVE = ["sk_live_4Tz1", "rk_live_4Tz1"]
 LINE = re.compile(r"Stripe (\w+) (created|already there): https://dashboard\.stripe\.com/(.+)")
@@ -122,9 +122,13 @@ def test_an_error_says_what_failed_what_to_do_and_what_was_there_by_then(
         ({"status": 503, "body": "<h1>", "times": 2}, "503. Run this again in a while."),
         ({"status": 200, "body": "<h1>"}, "200. Run this again in a while."),
         ({"drop": True, "times": 2}, "no answer (ConnectionError). Check STRIPE_API_BASE"),
+        ({"status": 400, "body": {"error": []}}, "the answer is not Stripe's. Check STRIPE_API"),
+        ({"status": 200, "body": []}, "the answer is not Stripe's. Check STRIPE_API"),
+        ({"status": 200, "body": {}}, "the answer is not Stripe's. Check STRIPE_API"),
+        ({"status": 429, "body": {"error": {}}}, "429. Run this again in a while."),
         (
             {"status": 400, "body": {"error": {"message": "must be backed by meters."}}},
-            "must be backed by meters. This account has no usage records any more",
+            "must be backed by meters. This account takes no usage records: run this with",
         ),
     ],
 )
@@ -137,6 +141,50 @@ def test_each_kind_of_error_is_one_line_without_the_key(
     assert reason in str(ended.value.code)
     assert "\n" not in str(ended.value.code)
     assert KEY not in str(ended.value.code)
+
+
+def test_a_billing_meter_and_its_price_are_made_once(
+    stripe_fake: Stripe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_stripe.main(["--billing", "meter", "--meter", "cpu_seconds"])
+    first = printed(capsys)
+    assert [kind for kind, _, _ in first] == [
+        "meter", "product", "price", "customer", "subscription",
+    ]  # fmt: skip
+    assert {seen["version"] for seen in stripe_fake.requests()} == {ENDIVE}
+    (made,) = stripe_fake.call("GET", "billing/meters", ENDIVE)["data"]
+    assert made["event_name"] == "openmeter_cpu_seconds"
+    assert made["default_aggregation"] == {"formula": "last"}
+    (price,) = stripe_fake.call("GET", "prices", ENDIVE)["data"]
+    assert (price["recurring"]["meter"], price["unit_amount"]) == (made["id"], 10)
+    setup_stripe.main(["--billing", "meter", "--meter", "cpu_seconds"])
+    second = printed(capsys)
+    assert [state for _, state, _ in second] == ["already there"] * 3 + ["created"] * 2
+    assert [path for _, _, path in second[:3]] == [path for _, _, path in first[:3]]
+    setup_stripe.main([])
+    assert [state for _, state, _ in printed(capsys)] == ["created"] * 4
+
+
+@pytest.mark.parametrize("options", [["--billing", "meter"], []])
+def test_a_test_clock_comes_with_the_commands_that_advance_it(
+    stripe_fake: Stripe, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    setup_stripe.main([*options, "--test-clock"])
+    lines = capsys.readouterr().out.splitlines()
+    advance = re.compile(r"stripe post (/v1/test_helpers/test_clocks/\w+/advance) -d (\S+)")
+    commands = [match.groups() for line in lines if (match := advance.fullmatch(line))]
+    statuses = []
+    for path, form in commands:
+        stripe_fake.call("POST", path.removeprefix("/v1/"), **dict([form.split("=")]))
+        invoice = stripe_fake.call("GET", "invoices")["data"][0]
+        statuses.append((invoice["billing_reason"], invoice["status"]))
+    assert statuses == [("subscription_cycle", "draft"), ("subscription_cycle", "paid")]
+
+
+def test_a_test_clock_with_a_live_key_is_refused(stripe_fake: Stripe) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        setup_stripe.main(["--live", "--test-clock"])
+    assert stripe_fake.requests() == []
 
 
 def test_a_service_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,17 @@ def test_a_body_in_chunks_is_read_up_to_a_mebibyte(processes: Processes) -> None
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
+def test_malformed_chunks_are_answered_with_400(processes: Processes) -> None:
+    service = processes.start_service()
+    with socket.create_connection(("127.0.0.1", urlsplit(processes.service).port), 30) as client:
+        client.sendall(
+            b"POST /webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1,v1=0\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        )
+        assert client.recv(64).startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in service.printed()
+
+
 def listening(output: str) -> list[int]:
     """Return the ports of the demo's three servers that still take connections."""
     ports = {int(port) for port in ADDRESS.findall(output)}

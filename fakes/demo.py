@@ -1,4 +1,4 @@
-"""Show the whole job, from usage events to an invoice, over real HTTP without any account."""
+"""Show the whole job, from usage events to invoices, over real HTTP without any account."""
 
 import re
 import signal
@@ -9,10 +9,11 @@ from typing import Any
 
 from fakes.processes import ROOT, Failed, Process, Processes, call
 
-ACACIA = "2025-02-24.acacia"
-DURATIONS = [4, 3, 2, 1]
-SETUP_LINE = re.compile(r"Stripe (\w+) created: https://dashboard\.stripe\.com/test/\w+/(\w+)")
-REPORT_LINE = re.compile(r"^stripe_customer: .*, total_usage: 10\.000000, from: .* UTC$", re.M)
+ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
+HOUR = 3_600
+EXECUTIONS = [4, 3, 2, 1]
+SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https://\S+/(\w+)")
+REPORT_LINE = re.compile(r"^stripe_customer: .* UTC$", re.M)
 
 
 def main() -> None:
@@ -21,37 +22,73 @@ def main() -> None:
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         with Processes() as processes:
-            demonstrate(processes)
+            service = processes.start_service(api_version=ACACIA)
+            print(f"Stand-in of Stripe     {processes.stripe}")
+            print(f"Stand-in of OpenMeter  {processes.openmeter}")
+            print(f"This service           {processes.service}")
+            usage_records(processes, service)
+            billing_meter(processes, service)
     except Failed as error:
         sys.exit(f"The demo failed: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def demonstrate(processes: Processes) -> None:
-    """Seed, use, report, invoice."""
-    service = processes.start_service(api_version=ACACIA)
-    print(f"Stand-in of Stripe     {processes.stripe}")
-    print(f"Stand-in of OpenMeter  {processes.openmeter}")
-    print(f"This service           {processes.service}")
-
-    print("\n1. Seed Stripe: python setup_stripe.py --meter m1\n")
+def usage_records(processes: Processes, service: Process) -> None:
+    """Bill usage records at a reset."""
+    print("\nUSAGE RECORDS\n\n1. Seed Stripe: python setup_stripe.py --meter m1\n")
     ids = seed(processes)
+    path = f"/v1/subscriptions/{ids['subscription']}"
+    start = processes.stripe_call("GET", path, "", ACACIA)["current_period_start"]
 
     print("\n2. Use the product: four executions, 10 units in all, go to OpenMeter")
-    send_usage(processes, ids)
+    for n, duration in enumerate(EXECUTIONS, start=1):
+        use(processes, ids["customer"], f"execution-{n}", start, duration)
 
     print("\n3. Update the subscription: Stripe tells the service, which reports\n")
-    print(report_line(processes, service, ids["subscription"]))
+    print(*reports(processes, service, path, "metadata[plan]=demo", ["10.000000"]), sep="\n")
 
     print("\n4. Reset the billing cycle: Stripe invoices what was reported\n")
-    print(invoice_line(processes, ids["subscription"]))
+    reports(processes, service, path, "billing_cycle_anchor=now", ["0.000000"])
+    print(invoice(processes, ids["subscription"], 10))
 
 
-def seed(processes: Processes) -> dict[str, str]:
+def billing_meter(processes: Processes, service: Process) -> None:
+    """Bill a Billing Meter over a renewal."""
+    call("POST", f"{processes.stripe}/_fake/webhook", {"api_version": ENDIVE})
+    print(
+        "\nBILLING METER\n\n5. Seed Stripe: python setup_stripe.py --billing meter --test-clock\n"
+    )
+    ids = seed(processes, "--billing", "meter", "--test-clock")
+    path = f"/v1/subscriptions/{ids['subscription']}"
+    renewal = period_end(processes, path)
+    last_window = renewal - renewal % HOUR
+
+    print("\n6. Use the product: 7 units before the window of the renewal begins, then 3")
+    use(processes, ids["customer"], "before", last_window - 1, 7)
+    use(processes, ids["customer"], "after", last_window, 3)
+
+    print(
+        "\n7. Advance over the renewal: the service closes the period, then reports the new one\n"
+    )
+    clock = f"/v1/test_helpers/test_clocks/{ids['test clock']}/advance"
+    said = ["3.000000", "7.000000", "7.000000"]
+    print(*reports(processes, service, clock, f"frozen_time={renewal + 60}", said), sep="\n")
+
+    print("\n8. Advance past the draft hour, and over the next renewal\n")
+    processes.stripe_call("POST", clock, f"frozen_time={renewal + 3 * HOUR}")
+    print(invoice(processes, ids["subscription"], 7))
+    next_renewal = period_end(processes, path)
+    said = ["0.000000", "3.000000", "3.000000"]
+    reports(processes, service, clock, f"frozen_time={next_renewal + 60}", said)
+    processes.stripe_call("POST", clock, f"frozen_time={next_renewal + 3 * HOUR}")
+    print(invoice(processes, ids["subscription"], 3))
+
+
+def seed(processes: Processes, *options: str) -> dict[str, str]:
     """Run the script, show what it prints and return the ids by kind."""
     done = subprocess.run(
-        [sys.executable, "setup_stripe.py", "--meter", "m1"],
+        [sys.executable, "setup_stripe.py", "--meter", "m1", *options],
         cwd=ROOT,
         env=processes.environment(),
         capture_output=True,
@@ -61,61 +98,58 @@ def seed(processes: Processes) -> dict[str, str]:
     )
     print(done.stdout, end="", flush=True)
     ids = dict(SETUP_LINE.findall(done.stdout))
-    if done.returncode or set(ids) != {"product", "price", "customer", "subscription"}:
+    if done.returncode or not {"product", "price", "customer", "subscription"} <= set(ids):
         raise Failed(f"setup_stripe.py ended with {done.returncode}: {done.stderr}")
     return ids
 
 
-def send_usage(processes: Processes, ids: dict[str, str]) -> None:
-    """Send one CloudEvent for each execution, in the subscription's first second."""
-    path = f"/v1/subscriptions/{ids['subscription']}"
-    start = processes.stripe_call("GET", path, "", ACACIA)["current_period_start"]
-    events = [
-        {
-            "specversion": "1.0",
-            "id": f"execution-{n}",
-            "source": "demo",
-            "type": "execution",
-            "subject": ids["customer"],
-            "time": datetime.fromtimestamp(start, UTC).isoformat(),
-            "data": {"duration": duration},
-        }
-        for n, duration in enumerate(DURATIONS, start=1)
-    ]
-    call("POST", f"{processes.openmeter}/api/v1/events", events)
+def use(processes: Processes, customer: str, name: str, at: int, duration: int) -> None:
+    """Send the CloudEvent of one execution."""
+    event = {
+        "specversion": "1.0",
+        "id": f"{customer}-{name}",
+        "source": "demo",
+        "type": "execution",
+        "subject": customer,
+        "time": datetime.fromtimestamp(at, UTC).isoformat(),
+        "data": {"duration": duration},
+    }
+    call("POST", f"{processes.openmeter}/api/v1/events", event)
 
 
-def report_line(processes: Processes, service: Process, subscription: str) -> str:
-    """Update the subscription and return the line that the service logs."""
-    update(processes, subscription, "metadata[plan]=demo")
-    if match := REPORT_LINE.search(service.printed()):
-        return match.group()
-    raise Failed(f"the service did not report 10 units:\n{service.printed()}")
+def reports(
+    processes: Processes, service: Process, path: str, form: str, totals: list[str]
+) -> list[str]:
+    """Call Stripe and return the lines that the service logs, once its events are taken."""
+    before, known = len(processes.deliveries(0)), len(service.printed())
+    version = ENDIVE if "test_clocks" in path else ACACIA
+    processes.stripe_call("POST", path, form, version)
+    deliveries = {done["event"]: done for done in processes.deliveries(before + 1)[before:]}
+    for done in deliveries.values():
+        if done["status"] != 200:
+            raise Failed(f"the webhook answered {done['status']}: {done['answer']}")
+    lines = sorted(REPORT_LINE.findall(service.printed()[known:]), key=lambda line: line[-70:])
+    found = sorted(re.findall(r"total_usage: (\S+),", "\n".join(lines)))
+    if found != totals:
+        raise Failed(f"the service reported {found} instead of {totals}")
+    return list(dict.fromkeys(lines))
 
 
-def update(processes: Processes, subscription: str, form: str) -> None:
-    """Update the subscription and wait until the service has taken the event."""
-    before = len(processes.deliveries(0))
-    processes.stripe_call("POST", f"/v1/subscriptions/{subscription}", form, ACACIA)
-    delivery = processes.deliveries(before + 1)[-1]
-    if delivery["status"] != 200:
-        raise Failed(f"the webhook answered {delivery['status']}: {delivery['answer']}")
+def period_end(processes: Processes, path: str) -> int:
+    """Return the end of a subscription's running period."""
+    found = processes.stripe_call("GET", path, "", ACACIA)
+    return int(found["current_period_end"])
 
 
-def invoice_line(processes: Processes, subscription: str) -> str:
-    """Reset the billing cycle and return what the invoice says."""
-    update(processes, subscription, "billing_cycle_anchor=now")
-    found = processes.stripe_call("GET", f"/v1/invoices?subscription={subscription}", "", ACACIA)
-    invoice: dict[str, Any] = found["data"][0]
-    line = invoice["lines"]["data"][0]
-    if (line["quantity"], line["amount"], invoice["total"]) != (10, 100, 100):
-        raise Failed(f"the invoice is not over 10 units and $1.00: {invoice}")
-    path = f"/v1/subscription_items/{line['subscription_item']}/usage_record_summaries"
-    running = processes.stripe_call("GET", path, "", ACACIA)["data"][0]["total_usage"]
-    if running:
-        raise Failed(f"{running} units were billed twice: they are in the new period, too")
-    dollars, cents = divmod(invoice["total"], 100)
-    return f"Invoice {invoice['id']}: {line['quantity']} units, ${dollars}.{cents:02d}"
+def invoice(processes: Processes, subscription: str, units: int) -> str:
+    """Return what the newest final invoice says, if it is over the units."""
+    path = f"/v1/invoices?subscription={subscription}&status=open"
+    found: list[dict[str, Any]] = processes.stripe_call("GET", path, "", ACACIA)["data"]
+    lines = [(line["quantity"], line["amount"]) for line in found[0]["lines"]["data"]]
+    if lines != [(units, 10 * units)] or found[0]["total"] != 10 * units:
+        raise Failed(f"the invoice is not over {units} units: {found}")
+    dollars, cents = divmod(found[0]["total"], 100)
+    return f"Invoice {found[0]['id']}: {units} units, ${dollars}.{cents:02d}"
 
 
 if __name__ == "__main__":

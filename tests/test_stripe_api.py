@@ -5,6 +5,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from stripe import WebhookSignature
 
 from fakes import stripe_billing as billing
 from fakes.processes import Failed, call, wait_for
+from fakes.stripe_api import Api, create_app
 from tests.conftest import ACACIA, DAY, END, ENDIVE, KEY, SECRET, START, Stripe, serve
 
 HOUR = 3_600
@@ -379,3 +381,149 @@ def test_a_dropped_connection_and_a_fault_for_the_second_call(stripe: Stripe) ->
     stripe.call("GET", "prices")
     with pytest.raises(Failed, match="503"):
         stripe.call("GET", "prices")
+
+
+# Billing Meters
+
+
+def send(stripe: Stripe, timestamp: int, value: str, **form: str) -> Any:
+    payload = {"payload[stripe_customer_id]": stripe.ids["customer"], "payload[value]": value}
+    event = {"event_name": "openmeter_m1", "timestamp": timestamp, **payload, **form}
+    return stripe.call("POST", "billing/meter_events", ENDIVE, **event)
+
+
+@pytest.fixture
+def metered(stripe_fake: Stripe) -> Stripe:
+    stripe_fake.seed({"price": stripe_fake.metered_price()})
+    return stripe_fake
+
+
+def test_a_meter_bills_the_last_value_and_a_draft_counts_once_more(metered: Stripe) -> None:
+    send(metered, START + 60, "4")
+    send(metered, START + 120, "7.5")
+    metered.advance(END + 60)
+    assert metered.invoiced() == [("draft", [7])]
+    send(metered, END - 1, "9")
+    metered.advance(END + HOUR)
+    assert metered.invoiced() == [("open", [9])]
+
+
+@pytest.mark.parametrize(
+    ("readings", "billed"),
+    [
+        ({"last_by": "timestamp", "tie": "first", "boundary": "later"}, 3),
+        ({"last_by": "timestamp", "tie": "last", "boundary": "later"}, 4),
+        ({"last_by": "arrival", "boundary": "later"}, 2),
+        ({"last_by": "timestamp", "boundary": "earlier"}, 5),
+    ],
+)
+def test_what_stripe_leaves_unknown_can_be_read_either_way(
+    metered: Stripe, readings: dict[str, str], billed: int
+) -> None:
+    metered.fake("POST", "readings", readings)
+    metered.advance(END)
+    for timestamp, value in (
+        (END - 9, "3"),
+        (END - 9, "4"),
+        (END, "5"),
+        (START, "1"),
+        (END - 20, "2"),
+    ):
+        send(metered, timestamp, value)
+    metered.advance(END + HOUR)
+    assert metered.invoiced() == [("open", [billed])]
+
+
+def test_meter_events_outside_the_rules_are_400(metered: Stripe) -> None:
+    now = START + DAY
+    for wrong, reason in (
+        ({"timestamp": now - 36 * DAY}, "past 35 days"),
+        ({"timestamp": now + 400}, "5 minutes ahead"),
+        ({"value": "1e3"}, "Invalid value"),
+        ({"value": "1234567890.123456"}, "Invalid value"),
+    ):
+        with pytest.raises(Failed, match=f"400: (?s:.)*{reason}"):
+            send(metered, **{"timestamp": now, "value": "1", **wrong})  # type: ignore[arg-type]
+    send(metered, now, "1", identifier="a")
+    with pytest.raises(Failed, match="already exists with identifier a"):
+        send(metered, now, "2", identifier="a")
+
+
+def test_names_are_checked_later(metered: Stripe) -> None:
+    send(metered, START + 60, "1", event_name="unknown")
+    send(metered, START + 60, "1", **{"payload[stripe_customer_id]": "cus_gone"})
+    assert len(metered.fake("GET", "meter_errors")["errors"]) == 2
+
+
+def test_one_call_at_a_time_for_a_customer_and_meter() -> None:
+    application = create_app()
+    api: Api = application.extensions["api"]
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    def sent(customer: str) -> int:
+        form = {"payload[stripe_customer_id]": customer, "payload[value]": "1"}
+        form |= {"event_name": "openmeter_m1", "timestamp": str(START)}
+        client = application.test_client()
+        return client.post("/v1/billing/meter_events", headers=headers, data=form).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        with api.lock:
+            first = pool.submit(sent, "cus_1")
+            wait_for(lambda: len(api.busy) == 1, "the first call", 10)
+            assert pool.submit(sent, "cus_1").result(10) == 409
+            other = pool.submit(sent, "cus_2")
+            wait_for(lambda: len(api.busy) == 2, "the other customer's call", 10)
+        assert [first.result(10), other.result(10)] == [200, 200]
+    assert sent("cus_1") == 200
+
+
+def test_a_meter_has_its_rules(metered: Stripe) -> None:
+    with pytest.raises(Failed, match="event_name exists"):
+        metered.metered_price()
+    form = {"display_name": "x", "event_name": "x", "default_aggregation[formula]": "last"}
+    with pytest.raises(Failed, match="must be one of sum, count"):
+        metered.call("POST", "billing/meters", ACACIA, **form)
+    made = metered.call("POST", "billing/meters", ENDIVE, **form)
+    assert metered.call("GET", f"billing/meters/{made['id']}", ENDIVE)["status"] == "active"
+    metered.call("POST", f"billing/meters/{made['id']}/deactivate", ENDIVE)
+    active = metered.call("GET", "billing/meters", ENDIVE, status="active")["data"]
+    assert [meter["event_name"] for meter in active] == ["openmeter_m1"]
+    with pytest.raises(Failed, match="not on the legacy metered billing system"):
+        record(metered, START + 1, 1)
+
+
+def test_a_summary_gives_what_a_meter_holds(metered: Stripe) -> None:
+    send(metered, START + 60, "4.5")
+    (meter,) = metered.call("GET", "billing/meters", ENDIVE)["data"]
+    query = {"customer": metered.ids["customer"], "start_time": START, "end_time": START + DAY}
+    path = f"billing/meters/{meter['id']}/event_summaries"
+    (summary,) = metered.call("GET", path, ENDIVE, **query)["data"]
+    assert (summary["aggregated_value"], summary["meter"]) == (4.5, meter["id"])
+
+
+def test_finalization_is_held_until_the_event_is_taken(metered: Stripe) -> None:
+    held = Receiver()
+    server = serve(held.app)
+    held.answers = [500] * 3
+    metered.fake(
+        "POST",
+        "webhook",
+        {
+            "url": f"http://127.0.0.1:{server.server_port}/",
+            "secret": SECRET,
+            "enabled_events": ["invoice.created"],
+            "retry_seconds": [0, 0],
+        },
+    )
+    metered.advance(END + 60)
+    (event,) = {done["event"] for done in settle(metered, 3)}
+    metered.advance(END + 5 * HOUR)
+    assert metered.invoiced() == [("draft", [0])]
+    metered.fake("POST", f"events/{event}/deliver")
+    settle(metered, 4)
+    metered.advance(END + 6 * HOUR - 1)
+    assert metered.invoiced() == [("draft", [0])]
+    metered.advance(END + 6 * HOUR)
+    assert metered.invoiced() == [("paid", [0])]
+    server.shutdown()
+    server.server_close()

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -348,18 +348,33 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     try:
         subscription = billing.subscription(services.stripe, subscription_id)
         lines = all_lines(invoice, services)
+        resets = earlier_resets(subscription, invoice, services)
     except usage.ReportRefused as error:
         outcome.warn(subscription_id, str(error))
+        return outcome
     except usage.ReportFailed as error:
         outcome.fail(subscription_id, str(error))
-    else:
-        for item in metered_items(subscription, services, outcome):
-            closed = usage.invoiced_item(item, lines, subscription)
-            if closed and item.stripe_meter:
-                report_item(closed, closed.end, services, outcome)
-            else:
-                outcome.skipped.append(item.id)
+        return outcome
+    for item in metered_items(subscription, services, outcome):
+        closed = usage.invoiced_item(item, lines, subscription)
+        if closed and item.stripe_meter:
+            report_item(replace(closed, exact=closed.exact | resets), closed.end, services, outcome)
+        else:
+            outcome.skipped.append(item.id)
     return outcome
+
+
+def earlier_resets(
+    subscription: usage.Json, invoice: usage.Json, services: Services
+) -> frozenset[int]:
+    """Return where resets ended periods, if one came between an invoice and now.
+
+    The subscription then no longer knows whether the invoice's period began with a reset.
+    """
+    anchors, end = usage.moved_anchor(subscription), invoice.get("period_end")
+    if type(end) is not int or all(anchor < end for anchor in anchors):
+        return frozenset()
+    return billing.reset_instants(services.stripe, usage.stripe_id(subscription, "id", ""))
 
 
 def all_lines(invoice: usage.Json, services: Services) -> list[usage.Json]:

@@ -23,6 +23,7 @@ MAX_PAGES = 10
 MAX_DIGITS = 15
 # An item's four attempts take 36.5 s at most; with these it stays under 40 s.
 BUSY_SECONDS = 3
+RESET_REASON = "subscription_update"
 
 
 class StripeBusy(ReportFailed):
@@ -186,6 +187,16 @@ def test_clock_time(account: Account, test_clock_id: str) -> int:
 def subscription_items(account: Account, subscription_id: str) -> list[Json]:
     """Read all items of a subscription. Raises ReportRefused or ReportFailed."""
     return _pages(account, "/v1/subscription_items", subscription=subscription_id)
+
+
+def reset_instants(account: Account, subscription_id: str) -> frozenset[int]:
+    """Read the UTC seconds at which resets ended periods: each has its invoice.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    invoices = _pages(account, "/v1/invoices", subscription=subscription_id)
+    ends = [i.get("period_end") for i in invoices if i.get("billing_reason") == RESET_REASON]
+    return frozenset(end for end in ends if type(end) is int)
 
 
 def invoice_lines(account: Account, invoice_id: str) -> list[Json]:

@@ -118,7 +118,7 @@ def metered_item(item: Json, subscription: Json, path: str, window_size: str) ->
         window=WINDOW_SECONDS[window_size],
         start=start,
         end=end,
-        exact=_moved_anchor(subscription),
+        exact=moved_anchor(subscription),
     )
 
 
@@ -257,7 +257,7 @@ def _stripe_meter(recurring: Json, path: str) -> str | None:
     return stripe_id(recurring, "meter", f"{path}.price.recurring")
 
 
-def _moved_anchor(subscription: Json) -> frozenset[int]:
+def moved_anchor(subscription: Json) -> frozenset[int]:
     """Return the billing cycle anchor unless it is where the subscription began.
 
     A reset moves it to its own instant, and Stripe invoices at once what had been reported by

@@ -179,6 +179,28 @@ def test_a_draft_is_held_until_its_period_could_be_reported(
     assert meter_events(service)[-1] == (END - 1, "10")
 
 
+@BOTH
+def test_a_draft_of_a_period_between_two_resets_bills_nothing_twice(
+    metered: Callable[..., Service], version: str
+) -> None:
+    service = metered(version)
+    stripe, customer = service.stripe, service.stripe.ids["customer"]
+    service.openmeter.use(customer, 5, time="2023-06-08T14:19:00Z")
+    stripe.update(**{"metadata[a]": "1"})
+    deliver_new(service, 0, "updated")
+    stripe.advance(START + DAY + 60)
+    stripe.update(billing_cycle_anchor="now")
+    service.openmeter.use(customer, 2, time="2023-06-08T14:22:00Z")
+    renewal = stripe.subscription()["current_period_end"]
+    stripe.advance(renewal + 600)
+    (event,) = [e for e in stripe.events() if "invoice" in e["type"]][-1:]
+    stripe.update(billing_cycle_anchor="now")
+    answer = service.post(aged(event, 600))
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["2"]
+    stripe.advance(renewal + 600 + 72 * HOUR)
+    assert stripe.invoiced() == [("open", [5]), ("open", [2]), ("paid", [0])]
+
+
 def test_other_invoices_are_ignored(metered: Callable[..., Service]) -> None:
     service = metered()
     service.stripe.update(billing_cycle_anchor="now")
@@ -269,6 +291,38 @@ def test_a_meter_that_adds_up_is_refused(start: Start, formula: str) -> None:
     (answer,) = deliver_new(service, 0, "updated")
     assert answer.status_code == 500
     assert f"{formula}', which would add up totals sent twice" in answer.json["failed"][0]["error"]
+    assert meter_events(service) == []
+
+
+def test_an_invoice_of_a_subscription_that_is_gone_is_answered_with_a_warning(
+    metered: Callable[..., Service],
+) -> None:
+    service = metered()
+    service.stripe.advance(END + 60)
+    (event,) = [e for e in service.stripe.events() if e["type"] == "invoice.created"][-1:]
+    event["data"]["object"]["parent"]["subscription_details"]["subscription"] = "sub_gone"
+    answer = service.post(json.dumps(event))
+    assert (answer.status_code, answer.json["reported"]) == (200, [])
+    assert "gone from Stripe" in answer.json["warnings"][0]["warning"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("parent", None, "subscription"),
+        ("lines", None, "lines.data"),
+        ("lines", {"data": {}}, "lines.data"),
+    ],
+)
+def test_an_invoice_that_lacks_something_is_refused_by_the_fields_name(
+    metered: Callable[..., Service], path: str, value: object, field: str
+) -> None:
+    service = metered()
+    service.stripe.advance(END + 60)
+    (event,) = [e for e in service.stripe.events() if e["type"] == "invoice.created"][-1:]
+    event["data"]["object"][path] = value
+    answer = service.post(json.dumps(event))
+    assert (answer.status_code, field in answer.json["error"]) == (422, True)
     assert meter_events(service) == []
 
 

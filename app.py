@@ -1,30 +1,17 @@
-"""The web edge: settings, clients, POST /webhook and GET /healthz."""
+"""The web edge: POST /webhook, what each Stripe event is reported for, and GET /healthz."""
 
 import json
 import logging
-import os
-import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import openmeter
-import requests
 import stripe
-from corehttp.runtime.pipeline import PipelineResponse
-from corehttp.runtime.policies import RetryPolicy
-from corehttp.transport.requests import RequestsTransport
-from dotenv import dotenv_values
 from flask import Flask, request
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
-from requests.adapters import HTTPAdapter
-from urllib3 import Timeout
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
@@ -35,172 +22,13 @@ from werkzeug.wrappers import Response
 
 import billing
 import usage
+from settings import SECRETS, Services, connect, environment, read_settings
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
-MAX_THREADS = 32
 FRESH_SECONDS = 5
-LAST_PORT = 65_535
 
 log = logging.getLogger("app")
-
-
-class SettingsError(SystemExit):
-    """Say on standard error why the service cannot start, and end it without a traceback.
-
-    The exit status is 3, at which gunicorn stops instead of starting the worker again.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = 3
-        print(message, file=sys.stderr)
-
-
-def secret(value: str) -> str:
-    """Accept what an HTTP header can carry, so that no error has to quote it."""
-    if not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("must be printable ASCII without spaces or line ends")
-    return value
-
-
-def base_url(value: str) -> str:
-    """Accept an http(s) address without user name or query, and drop a trailing slash."""
-    try:
-        url = urlsplit(value)
-        host = (url.hostname or "").encode("idna")
-        good = url.scheme in ("http", "https") and host and url.port != 0
-    except ValueError:
-        good = False
-    if not good or re.search(r"[\s@?#]", value):
-        raise ValueError("must be an address such as https://openmeter.example/path")
-    return value.rstrip("/")
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Accept one of the choices, spelt as here."""
-
-    def choice(value: str) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return value
-
-    return choice
-
-
-def tcp_port(value: str) -> int:
-    """Accept a TCP port."""
-    if not re.fullmatch(r"[0-9]{1,5}", value) or not 0 < int(value) <= LAST_PORT:
-        raise ValueError("must be a port from 1 to 65535")
-    return int(value)
-
-
-# Name, default (None: required; empty: optional), and what a value has to be.
-SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
-    "STRIPE_KEY": (None, secret),
-    "STRIPE_WEBHOOK_SECRET": (None, secret),
-    "STRIPE_API_BASE": ("https://api.stripe.com", base_url),
-    "OPENMETER_URL": ("http://localhost:8888", base_url),
-    "OPENMETER_TOKEN": ("", secret),
-    "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*usage.WINDOW_SECONDS)),
-    "USAGE_ROUNDING": ("down", one_of(*usage.ROUNDING)),
-    "PORT": ("4242", tcp_port),
-}
-
-
-SECRETS = [name for name, (_, check) in SETTINGS.items() if check is secret]
-
-
-def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
-    """Return every setting of SETTINGS, checked; an empty value counts as not set.
-
-    Raises SettingsError, whose one message names all that are missing or not valid.
-    """
-    settings: dict[str, Any] = {}
-    missing, invalid = [], []
-    for name, (default, check) in SETTINGS.items():
-        given = source.get(name)
-        value = str(default or "" if given in (None, "") else given)
-        if not value and default is None:
-            missing.append(name)
-        try:
-            settings[name] = check(value) if value else None
-        except ValueError as error:
-            invalid.append(f"{name} {error}")
-    if missing or invalid:
-        lines = [f"missing: {', '.join(missing)} (see .env.example)"] if missing else []
-        raise SettingsError("Cannot start: " + "; ".join(lines + invalid))
-    return settings
-
-
-def environment() -> dict[str, str | None]:
-    """Return what is set in the environment over the `.env` file beside this module."""
-    try:
-        file = dotenv_values(Path(__file__).with_name(".env"))
-    except UnicodeError as error:
-        raise SettingsError("Cannot start: .env is not UTF-8") from error
-    return {**file, **{name: value for name, value in os.environ.items() if value}}
-
-
-class BoundedAdapter(HTTPAdapter):
-    """Give one attempt 3 s to connect, 8 s to read and 9 s for both.
-
-    With one retry at either service, and Stripe's being busy, an item stays under 40 s.
-    """
-
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, **options: Any
-    ) -> requests.Response:
-        """Send with our time-outs, whatever the caller's are."""
-        options["timeout"] = Timeout(connect=3, read=8, total=9)
-        return super().send(request, **options)
-
-
-class RetryOnce(RetryPolicy):
-    """Retry at once: a `Retry-After` could make the caller sleep for hours."""
-
-    def get_retry_after(self, response: PipelineResponse[Any, Any]) -> None:
-        """Return no wait."""
-
-
-def http_session() -> requests.Session:
-    """Return a session that the threads of a process share."""
-    session = requests.Session()
-    session.max_redirects = 0
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, BoundedAdapter(pool_maxsize=MAX_THREADS))
-    return session
-
-
-@dataclass(frozen=True)
-class Services:
-    """The process's one client of each service, for all its threads, and the usual window."""
-
-    openmeter: openmeter.Client
-    stripe: billing.Account
-    window_size: str
-
-
-def connect(settings: Mapping[str, Any]) -> Services:
-    """Return the clients; nothing is sent yet."""
-    stripe.enable_telemetry = False
-    stripe_client = stripe.StripeClient(
-        settings["STRIPE_KEY"],
-        base_addresses={"api": settings["STRIPE_API_BASE"]},
-        max_network_retries=1,
-        http_client=stripe.RequestsClient(session=http_session()),
-    )
-    openmeter_client = openmeter.Client(
-        endpoint=settings["OPENMETER_URL"],
-        token=settings["OPENMETER_TOKEN"],
-        retry_policy=RetryOnce(retry_total=1),
-        transport=RequestsTransport(session=http_session()),
-    )
-    return Services(
-        openmeter=openmeter_client,
-        stripe=billing.Account(stripe_client, settings["USAGE_ROUNDING"]),
-        window_size=settings["OPENMETER_WINDOW_SIZE"],
-    )
 
 
 class Hide(logging.Filter):

@@ -1,7 +1,7 @@
 """How gunicorn serves app.py; options on its command line win."""
 
-import app
+import settings
 
-bind = f"localhost:{app.read_settings(app.environment())['PORT']}"
+bind = f"localhost:{settings.read_settings(settings.environment())['PORT']}"
 control_socket_disable = True
 threads = 16

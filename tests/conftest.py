@@ -16,6 +16,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.serving import BaseWSGIServer, make_server
 
 import app
+import settings
 from fakes import openmeter_api, stripe_api
 from fakes.processes import call
 from fakes.serving import QuietHandler
@@ -33,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*app.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
+    for name in [*settings.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
         monkeypatch.delenv(name, raising=False)
 
 

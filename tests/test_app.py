@@ -18,6 +18,7 @@ from stripe import WebhookSignature
 
 import app
 import billing
+import settings
 from fakes import openmeter_api
 from tests.conftest import (
     ACACIA,
@@ -503,7 +504,7 @@ RECORD = {"path": "/usage_records", "method": "POST"}
 def quick(mocker: MockerFixture) -> None:
     """Give up on a silent server after 0.3 s instead of 8."""
     bounds = {"connect": 0.3, "read": 0.3, "total": 0.5}
-    mocker.patch("app.Timeout", side_effect=lambda **_: urllib3.Timeout(**bounds))
+    mocker.patch("settings.Timeout", side_effect=lambda **_: urllib3.Timeout(**bounds))
     mocker.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0.01)
 
 
@@ -631,7 +632,7 @@ def test_the_threads_of_a_process_share_and_reuse_connections() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
-    with app.http_session() as session, ThreadPoolExecutor(16) as pool:
+    with settings.http_session() as session, ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: session.get(url), range(200)))
     server.shutdown()
     server.server_close()

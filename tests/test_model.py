@@ -86,7 +86,7 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
-        stack.enter_context(mock.patch("app.http_session", session))
+        stack.enter_context(mock.patch("settings.http_session", session))
         stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
         yield
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import app
+import settings
 from fakes.processes import ROOT
 
 # Distributions whose module has another name, or that are commands.
@@ -40,11 +40,11 @@ def test_the_example_the_readme_and_the_code_name_the_same_settings() -> None:
         if line and not line.startswith("#")
     )
     table = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.M)
-    defaults = {name: default or "" for name, (default, _) in app.SETTINGS.items()}
+    defaults = {name: default or "" for name, (default, _) in settings.SETTINGS.items()}
     assert example == defaults
     assert {name: cell.strip().strip("`") for name, cell in table} == {
         name: "required" if default is None else default or "none"
-        for name, (default, _) in app.SETTINGS.items()
+        for name, (default, _) in settings.SETTINGS.items()
     }
 
 
@@ -69,13 +69,14 @@ def test_the_lock_has_a_hash_for_each_package_and_names_no_host() -> None:
 
 def test_imports_run_one_way() -> None:
     stdlib = sys.stdlib_module_names
-    ours = {"app", "billing", "usage", "setup_stripe", "fakes", "tests"}
+    ours = {"app", "billing", "settings", "usage", "setup_stripe", "fakes", "tests"}
     allowed = {
-        "app": {"billing", "usage"},
+        "app": {"billing", "settings", "usage"},
+        "settings": {"billing", "usage"},
         "billing": {"usage"},
         "usage": set(),
         "setup_stripe": set(),
-        "gunicorn.conf": {"app"},
+        "gunicorn.conf": {"settings"},
     }
     for name, own in allowed.items():
         assert imports(ROOT / f"{name}.py") & ours == own

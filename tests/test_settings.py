@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import app
+import settings
 from fakes.processes import ROOT, answers, wait_for
 from tests.conftest import KEY, SECRET, TOKEN, free_port
 
@@ -23,7 +24,7 @@ LISTENING = re.compile(r"(?:Running on|Listening at:) (http://(?:127\.0\.0\.1|lo
 
 
 def test_defaults() -> None:
-    assert app.read_settings(GOOD) == {
+    assert settings.read_settings(GOOD) == {
         **GOOD,
         "STRIPE_API_BASE": "https://api.stripe.com",
         "OPENMETER_URL": "http://localhost:8888",
@@ -35,8 +36,8 @@ def test_defaults() -> None:
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
-    optional = dict.fromkeys(app.SETTINGS.keys() - GOOD.keys(), "")
-    assert app.read_settings({**GOOD, **optional}) == app.read_settings(GOOD)
+    optional = dict.fromkeys(settings.SETTINGS.keys() - GOOD.keys(), "")
+    assert settings.read_settings({**GOOD, **optional}) == settings.read_settings(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,9 @@ def test_an_empty_value_counts_as_not_set() -> None:
 def test_one_message_names_all_that_is_missing(
     given: dict[str, str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(app.SettingsError, match=re.escape(f"{named} (see .env.example)")) as ended:
+    with pytest.raises(
+        settings.SettingsError, match=re.escape(f"{named} (see .env.example)")
+    ) as ended:
         app.create_app(given)
     assert ended.value.code == 3
     assert capsys.readouterr().err == f"{ended.value}\n"
@@ -87,21 +90,21 @@ def test_one_message_names_all_that_is_missing(
     ],
 )
 def test_a_value_that_is_not_valid_is_named_but_not_shown(name: str, value: object) -> None:
-    with pytest.raises(app.SettingsError, match=f"{name} must be") as ended:
-        app.read_settings({**GOOD, name: value})
+    with pytest.raises(settings.SettingsError, match=f"{name} must be") as ended:
+        settings.read_settings({**GOOD, name: value})
     assert str(value) not in str(ended.value)
 
 
 def test_missing_and_not_valid_are_told_at_once() -> None:
-    with pytest.raises(app.SettingsError, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
-        app.read_settings({**GOOD, "STRIPE_KEY": "", "USAGE_ROUNDING": "x", "PORT": "x"})
+    with pytest.raises(settings.SettingsError, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
+        settings.read_settings({**GOOD, "STRIPE_KEY": "", "USAGE_ROUNDING": "x", "PORT": "x"})
 
 
 def test_an_empty_variable_does_not_hide_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "dotenv_values", lambda _: {"STRIPE_KEY": KEY, "PORT": "1"})
+    monkeypatch.setattr(settings, "dotenv_values", lambda _: {"STRIPE_KEY": KEY, "PORT": "1"})
     monkeypatch.setenv("STRIPE_KEY", "")
     monkeypatch.setenv("PORT", "2")
-    found = app.environment()
+    found = settings.environment()
     assert (found["STRIPE_KEY"], found["PORT"]) == (KEY, "2")
 
 
@@ -122,14 +125,14 @@ def test_an_env_file_that_is_no_utf_8_ends_the_start(copy: Path, way: str) -> No
 
 
 def test_a_trailing_slash_of_an_address_is_dropped() -> None:
-    settings = app.read_settings({**GOOD, "OPENMETER_URL": "http://localhost:8888/om/"})
-    assert settings["OPENMETER_URL"] == "http://localhost:8888/om"
+    found = settings.read_settings({**GOOD, "OPENMETER_URL": "http://localhost:8888/om/"})
+    assert found["OPENMETER_URL"] == "http://localhost:8888/om"
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
-    for name in ("app.py", "billing.py", "usage.py", "gunicorn.conf.py"):
+    for name in ("app.py", "billing.py", "settings.py", "usage.py", "gunicorn.conf.py"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 

@@ -172,7 +172,7 @@ def test_the_demo_ends_in_an_invoice_as_the_readme_shows() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the README's commands need curl")
 def test_the_readmes_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
-    for name in ("app.py", "billing.py", "usage.py", "setup_stripe.py"):
+    for name in ("app.py", "billing.py", "settings.py", "usage.py", "setup_stripe.py"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "fakes", tmp_path / "fakes")
     by_hand = README.split("by hand, in four terminals")[1].split("\n## ")[0]

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -47,6 +48,8 @@ class Hide(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite a record."""
         record.msg, record.args = self.hide(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = self.hide(logging.Formatter().formatException(record.exc_info))
         return True
 
 
@@ -133,6 +136,16 @@ class Outcome:
             log.error("%s: %s", item, reason)
             self.failed.append(entry)
 
+    @contextmanager
+    def noting(self, item: str) -> Iterator[None]:
+        """Note a report that Stripe refuses, or that fails, and go on behind the `with`."""
+        try:
+            yield
+        except usage.ReportRefused as error:
+            self.warn(item, str(error))
+        except usage.ReportFailed as error:
+            self.fail(item, str(error))
+
 
 def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     """Report the running period of each metered item, and one that closed just before it.
@@ -173,22 +186,17 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
         return None
     outcome = Outcome()
     subscription_id = usage.invoiced_subscription(invoice)
-    try:
+    with outcome.noting(subscription_id):
         subscription = billing.subscription(services.stripe, subscription_id)
         lines = all_lines(invoice, services)
         resets = earlier_resets(subscription, invoice, services)
-    except usage.ReportRefused as error:
-        outcome.warn(subscription_id, str(error))
-        return outcome
-    except usage.ReportFailed as error:
-        outcome.fail(subscription_id, str(error))
-        return outcome
-    for item in metered_items(subscription, services, outcome):
-        closed = usage.invoiced_item(item, lines, subscription)
-        if closed and item.stripe_meter:
-            report_item(replace(closed, exact=closed.exact | resets), closed.end, services, outcome)
-        else:
-            outcome.skipped.append(item.id)
+        for item in metered_items(subscription, services, outcome):
+            closed = usage.invoiced_item(item, lines, subscription)
+            if closed and item.stripe_meter:
+                closed = replace(closed, exact=closed.exact | resets)
+                report_item(closed, closed.end, services, outcome)
+            else:
+                outcome.skipped.append(item.id)
     return outcome
 
 
@@ -232,16 +240,11 @@ def as_it_is_now(
     if type(created) is int and now - created <= FRESH_SECONDS and not on_test_clock:
         return items, created
     subscription_id = usage.stripe_id(known, "id", "")
-    try:
+    with outcome.noting(subscription_id):
         subscription = billing.subscription(services.stripe, subscription_id)
         if on_test_clock:
             clock_id = usage.reference(known, "test_clock")
             now = billing.test_clock_time(services.stripe, clock_id)
-    except usage.ReportRefused as error:
-        outcome.warn(subscription_id, str(error))
-    except usage.ReportFailed as error:
-        outcome.fail(subscription_id, str(error))
-    else:
         if subscription.get("status") != "canceled":
             return metered_items(subscription, services, outcome), now
     return [], now
@@ -283,13 +286,8 @@ def all_items(subscription: usage.Json, services: Services, outcome: Outcome) ->
     known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
     subscription_id = usage.stripe_id(subscription, "id", "")
     rest = f"{subscription_id}, items after the first {len(entries)}"
-    try:
+    with outcome.noting(rest):
         stored = billing.subscription_items(services.stripe, subscription_id)
-    except usage.ReportRefused as error:
-        outcome.warn(rest, str(error))
-    except usage.ReportFailed as error:
-        outcome.fail(rest, str(error))
-    else:
         return entries + [item for item in stored if item["id"] not in known]
     return entries
 
@@ -318,21 +316,16 @@ def report_item(
     item: usage.MeteredItem, as_of: int, services: Services, outcome: Outcome
 ) -> Decimal | None:
     """Report one period of an item, note what became of it, and return the total if it went."""
-    try:
+    with outcome.noting(item.id):
         total, sent = carry(item, as_of, services)
-    except usage.ReportRefused as error:
-        outcome.warn(item.id, str(error))
-        return None
-    except usage.ReportFailed as error:
-        outcome.fail(item.id, str(error))
-        return None
-    if total is None:
-        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
-    report = usage.report_fields(item, total or Decimal(0))
-    log.info(", ".join(f"{name}: {value}" for name, value in report.items()))
-    outcome.reported.append({"item": item.id, "quantity": sent, **report})
-    return total or Decimal(0)
+        if total is None:
+            reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+            outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
+        report = usage.report_fields(item, total or Decimal(0))
+        log.info(", ".join(f"{name}: {value}" for name, value in report.items()))
+        outcome.reported.append({"item": item.id, "quantity": sent, **report})
+        return total or Decimal(0)
+    return None
 
 
 def carry(

@@ -711,7 +711,7 @@ def test_a_subscription_that_is_gone_is_answered_with_a_warning(start: Start) ->
 
 
 def test_a_bug_is_answered_as_json_without_a_traceback(
-    service: Service, mocker: MockerFixture
+    service: Service, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.client.application.config["PROPAGATE_EXCEPTIONS"] = False
     mocker.patch("usage.total_usage", side_effect=ZeroDivisionError(KEY))
@@ -719,4 +719,5 @@ def test_a_bug_is_answered_as_json_without_a_traceback(
     assert answer.status_code == 500
     assert set(answer.json) == {"error"}
     assert "ZeroDivisionError" not in answer.text
-    assert KEY not in answer.text
+    assert "ZeroDivisionError: [hidden]" in caplog.text
+    assert KEY not in answer.text + caplog.text

@@ -300,9 +300,10 @@ def report_closed(
     if found is None:
         return
     closed, by_reset = found
-    period = f"period {closed.start} to {closed.end} of {item.subscription}"
+    period = usage.period_name(closed)
     if not item.stripe_meter:
-        outcome.warn(item.id, f"usage after its last report is on no invoice: {period} has closed")
+        reason = f"{period} has closed and can no longer be written"
+        outcome.warn(item.id, f"{reason}: usage after its last report is on no invoice")
         return
     total = report_item(closed, closed.end, services, outcome)
     if by_reset and total is not None:

@@ -23,6 +23,7 @@ ROUNDING = {"down": ROUND_DOWN, "half-up": ROUND_HALF_UP, "up": ROUND_UP}
 
 # Above it, a JSON number is no longer exact (OpenMeter's value is a JSON double).
 MAX_QUANTITY = 2**53
+UTC_TIME = "%Y-%m-%d %H:%M:%S +0000 UTC"
 NINE_DECIMALS = Decimal("1e-9")
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
 
@@ -365,6 +366,14 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
         "stripe_price": item.price,
         "meter": item.meter,
         "total_usage": f"{total:.6f}",
-        "from": item.window_start.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
-        "to": item.window_end.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
+        "from": item.window_start.strftime(UTC_TIME),
+        "to": item.window_end.strftime(UTC_TIME),
     }
+
+
+def period_name(item: MeteredItem) -> str:
+    """Return the item's period and subscription, for a person."""
+    start, end = (
+        datetime.fromtimestamp(at, UTC).strftime(UTC_TIME) for at in (item.start, item.end)
+    )
+    return f"the period from {start} to {end} of {item.subscription}"

@@ -116,7 +116,8 @@ def test_a_reset_reports_the_closed_period_too_and_warns_with_its_total(
     assert answer.json["warnings"] == [
         {
             "item": item,
-            "warning": f"a reset ended period {START} to {START + DAY + 60} of "
+            "warning": "a reset ended the period from 2023-06-07 14:20:30 +0000 UTC to "
+            "2023-06-08 14:21:30 +0000 UTC of "
             f"{service.stripe.ids['subscription']}, invoiced with what had been reported by "
             "then; its total is 12.000000000, and the rest may be on no invoice",
         }
@@ -135,9 +136,12 @@ def test_a_closed_period_of_usage_records_is_warned_of(
     assert answer.status_code == 200
     assert len(answer.json["reported"]) == 1
     item, subscription = service.stripe.items()[0], service.stripe.ids["subscription"]
-    warning = f"period {START} to {END} of {subscription} has closed"
+    warning = (
+        "the period from 2023-06-07 14:20:30 +0000 UTC to 2023-07-07 14:20:30 +0000 UTC of "
+        f"{subscription} has closed and can no longer be written"
+    )
     assert warning in answer.json["warnings"][0]["warning"]
-    assert f"{item}: usage after its last report is on no invoice: {warning}" in caplog.text
+    assert f"{item}: {warning}" in caplog.text
 
 
 @BOTH

@@ -137,12 +137,15 @@ class Outcome:
             self.failed.append(entry)
 
     @contextmanager
-    def noting(self, item: str) -> Iterator[None]:
-        """Note a report that Stripe refuses, or that fails, and go on behind the `with`."""
+    def noting(self, item: str, *, final: bool = True) -> Iterator[None]:
+        """Note a report that Stripe refuses, or that fails, and go on behind the `with`.
+
+        Without `final` a refusal counts as a failure, too.
+        """
         try:
             yield
         except usage.ReportRefused as error:
-            self.warn(item, str(error))
+            (self.warn if final else self.fail)(item, str(error))
         except usage.ReportFailed as error:
             self.fail(item, str(error))
 
@@ -155,8 +158,12 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     outcome = Outcome()
     items = metered_items(event_object(event), services, outcome)
     running, as_of = as_it_is_now(event, items, services, outcome)
+    # Items that the event leaves out are read as they are now, not as they were then: what they
+    # closed is reported for the draft invoice.
+    listed = [entry["id"] for entry in event_object(event)["items"]["data"]]
     for item in items:
-        report_closed(item, event["data"].get("previous_attributes"), services, outcome)
+        if item.id in listed:
+            report_closed(item, event["data"].get("previous_attributes"), services, outcome)
     for item in running:
         report_item(item, as_of, services, outcome)
     return outcome
@@ -186,11 +193,13 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
         return None
     outcome = Outcome()
     subscription_id = usage.invoiced_subscription(invoice)
-    with outcome.noting(subscription_id):
+    with outcome.noting(subscription_id, final=False):
         subscription = billing.subscription(services.stripe, subscription_id)
         lines = all_lines(invoice, services)
         resets = earlier_resets(subscription, invoice, services)
-        for item in metered_items(subscription, services, outcome):
+        items = metered_items(subscription, services, outcome)
+        warn_of_changes(lines, items, outcome)
+        for item in items:
             closed = usage.invoiced_item(item, lines, subscription)
             if closed and item.stripe_meter:
                 closed = replace(closed, exact=closed.exact | resets)
@@ -198,6 +207,18 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
             else:
                 outcome.skipped.append(item.id)
     return outcome
+
+
+def warn_of_changes(
+    lines: list[usage.Json], items: list[usage.MeteredItem], outcome: Outcome
+) -> None:
+    """Warn of invoice lines whose item has another price now, or is gone."""
+    prices = {item.id: item.price for item in items}
+    others = {*prices, *outcome.skipped, *(entry["item"] for entry in outcome.failed)}
+    for line in lines:
+        item, price = str(usage.line_item(line)), usage.line_price(line)
+        if prices.get(item, price) != price or item not in others:
+            outcome.warn(item, "is gone or has another price since the invoiced period; check it")
 
 
 def earlier_resets(
@@ -241,10 +262,10 @@ def as_it_is_now(
         return items, created
     subscription_id = usage.stripe_id(known, "id", "")
     with outcome.noting(subscription_id):
-        subscription = billing.subscription(services.stripe, subscription_id)
         if on_test_clock:
             clock_id = usage.reference(known, "test_clock")
             now = billing.test_clock_time(services.stripe, clock_id)
+        subscription = billing.subscription(services.stripe, subscription_id)
         if subscription.get("status") != "canceled":
             return metered_items(subscription, services, outcome), now
     return [], now

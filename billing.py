@@ -130,7 +130,10 @@ def billing_meter(account: Account, meter_id: str) -> Json:
     Raises ReportFailed if running totals cannot be sent to it.
     """
     if meter_id not in account.meters:
-        meter = _call(account, "get", f"/v1/billing/meters/{meter_id}")
+        try:
+            meter = _patiently(lambda: _call(account, "get", f"/v1/billing/meters/{meter_id}"))
+        except ReportRefused as error:
+            raise ReportFailed(str(error)) from error
         account.meters[meter_id] = _usable(meter, meter_id)
     return account.meters[meter_id]
 

@@ -155,6 +155,10 @@ def billing_meter(client: stripe.StripeClient, event_name: str) -> Made:
     found = client.v1.billing.meters.list({"status": "active", "limit": 100})
     for known in found.auto_paging_iter():
         if known.event_name == event_name:
+            if known.default_aggregation.formula != "last":
+                sys.exit(
+                    f"Billing Meter {known.id} adds totals up: deactivate it, and run this again."
+                )
             return Made("meter", known.id, is_new=False)
     made = client.v1.billing.meters.create(
         {

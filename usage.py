@@ -119,7 +119,7 @@ def metered_item(item: Json, subscription: Json, path: str, window_size: str) ->
         window=WINDOW_SECONDS[window_size],
         start=start,
         end=end,
-        exact=moved_anchor(subscription),
+        exact=moved_anchor(subscription) | _exact_start(subscription, recurring),
     )
 
 
@@ -151,24 +151,40 @@ def ended_item(item: MeteredItem, subscription: Json) -> MeteredItem:
     ended_at = subscription.get("ended_at")
     if type(ended_at) is not int or not item.start <= ended_at < LATEST_SECOND:
         raise InvalidSubscription("ended_at is missing or is no time")
-    return replace(item, end=ended_at, exact=item.exact | {ended_at})
+    end = min(ended_at, item.end)
+    return replace(item, end=end, exact=item.exact | {end})
 
 
 def invoiced_item(item: MeteredItem, lines: list[Json], subscription: Json) -> MeteredItem | None:
     """Return an item with the closed period that an invoice's line bills, if one does."""
-    for line in lines:
-        period = line.get("period")
-        if _line_item(line) != item.id or not isinstance(period, Mapping):
-            continue
-        start, end = period.get("start"), period.get("end")
-        if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
-            closed = replace(item, start=start, end=end)
-            is_last = subscription.get("ended_at") == end
-            return ended_item(closed, subscription) if is_last else closed
+    periods = [_line_period(line) for line in lines if line_item(line) == item.id]
+    closed = [replace(item, start=start, end=end) for start, end in filter(None, periods)]
+    if not closed:
+        return None
+    latest = max(closed, key=lambda found: found.end)
+    is_last = type(subscription.get("ended_at")) is int and latest.end >= item.end
+    return ended_item(latest, subscription) if is_last else latest
+
+
+def _line_period(line: Json) -> tuple[int, int] | None:
+    period = line.get("period")
+    if not isinstance(period, Mapping):
+        return None
+    start, end = period.get("start"), period.get("end")
+    if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
+        return start, end
     return None
 
 
-def _line_item(line: Json) -> object:
+def line_price(line: Json) -> object:
+    """Return the id of an invoice line's price, which since basil stands in its pricing."""
+    pricing = line.get("pricing")
+    details = pricing.get("price_details") if isinstance(pricing, Mapping) else None
+    price = (details if isinstance(details, Mapping) else line).get("price")
+    return price.get("id") if isinstance(price, Mapping) else price
+
+
+def line_item(line: Json) -> object:
     """Return the subscription item of an invoice line, which since basil stands in its parent."""
     parent = line.get("parent")
     details = parent.get("subscription_item_details") if isinstance(parent, Mapping) else None
@@ -270,6 +286,16 @@ def moved_anchor(subscription: Json) -> frozenset[int]:
     if type(anchor) is int and type(began) is int and anchor != began:
         return frozenset([anchor])
     return frozenset()
+
+
+def _exact_start(subscription: Json, recurring: Json) -> frozenset[int]:
+    """Return where a subscription began, if a Billing Meter counts its usage.
+
+    Rounded down, it would bill again what the customer's last one was billed for to the second.
+    """
+    began = subscription.get("start_date")
+    by_meter = recurring.get("meter") is not None
+    return frozenset([began]) if by_meter and type(began) is int else frozenset()
 
 
 def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:

@@ -58,7 +58,7 @@ def test_a_running_total_goes_to_the_meter_as_a_plain_decimal(
     ((second, value),) = meter_events(service)
     assert value == "10.5"
     assert START < second < END - 1
-    assert "meter: m1, total_usage: 10.500000, from: 2023-06-07 14:00:00" in caplog.text
+    assert "meter: m1, total_usage: 10.500000, from: 2023-06-07 14:20:30" in caplog.text
     (sent,) = [seen for seen in service.stripe.requests() if "meter_events" in seen["path"]]
     assert sent["form"]["event_name"] == "openmeter_m1"
     assert sent["form"]["payload[stripe_customer_id]"] == service.stripe.ids["customer"]
@@ -298,7 +298,7 @@ def test_a_meter_that_adds_up_is_refused(start: Start, formula: str) -> None:
     assert meter_events(service) == []
 
 
-def test_an_invoice_of_a_subscription_that_is_gone_is_answered_with_a_warning(
+def test_an_invoice_of_a_subscription_that_is_gone_is_held(
     metered: Callable[..., Service],
 ) -> None:
     service = metered()
@@ -306,8 +306,70 @@ def test_an_invoice_of_a_subscription_that_is_gone_is_answered_with_a_warning(
     (event,) = [e for e in service.stripe.events() if e["type"] == "invoice.created"][-1:]
     event["data"]["object"]["parent"]["subscription_details"]["subscription"] = "sub_gone"
     answer = service.post(json.dumps(event))
-    assert (answer.status_code, answer.json["reported"]) == (200, [])
-    assert "gone from Stripe" in answer.json["warnings"][0]["warning"]
+    assert (answer.status_code, answer.json["reported"]) == (500, [])
+    assert "gone from Stripe" in answer.json["failed"][0]["error"]
+
+
+@BOTH
+@pytest.mark.parametrize("form", [{"items[0][deleted]": "true"}, {"items[0][price]": ""}])
+def test_an_item_that_changed_since_its_invoice_is_warned_of(
+    start: Start, version: str, form: dict[str, str]
+) -> None:
+    service = start()
+    prices = [service.stripe.metered_price(slug) for slug in ("m1", "m2")]
+    service.stripe.collect_events(version)
+    service.stripe.seed({**METERED, "price": prices[0]}, METERED)
+    service.stripe.advance(END + 60)
+    item = service.stripe.items()[0]
+    form = {name: value or prices[1] for name, value in form.items()}
+    (event,) = [e for e in service.stripe.events() if e["type"] == "invoice.created"][-1:]
+    service.stripe.update(**{"items[0][id]": item, **form})
+    answer = service.post(json.dumps(event))
+    assert answer.status_code == 200
+    warned = [entry["item"] for entry in answer.json["warnings"] if "gone or has" in str(entry)]
+    assert warned == [item]
+
+
+def test_a_late_renewal_closes_no_more_than_its_own_period(start: Start) -> None:
+    service = start()
+    prices = [service.stripe.metered_price(f"m{n}") for n in range(12)]
+    service.stripe.collect_events(ACACIA)
+    service.stripe.seed(*[{**METERED, "price": price} for price in prices])
+    customer = service.stripe.ids["customer"]
+    service.openmeter.use(customer, 100)
+    service.stripe.advance(END + 60)
+    (late,) = [e for e in service.stripe.events() if "updated" in e["type"]]
+    deliver_new(service, 0, "invoice")
+    service.openmeter.use(customer, 7, time="2023-07-09T00:00:00Z")
+    known = len(service.stripe.events())
+    second = service.stripe.subscription()["current_period_end"]
+    service.stripe.advance(second + 60)
+    deliver_new(service, known, "invoice")
+    assert service.post(aged(late, 60)).status_code == 200
+    service.stripe.advance(second + 80 * HOUR)
+    for _, quantities in service.stripe.invoiced():
+        assert set(quantities) in ({100}, {7})
+
+
+def test_a_new_subscription_of_a_customer_bills_nothing_again(
+    metered: Callable[..., Service],
+) -> None:
+    service = metered()
+    stripe, customer = service.stripe, service.stripe.ids["customer"]
+    service.openmeter.use(customer, 10, time="2023-06-08T14:10:00Z")
+    stripe.update(**{"metadata[a]": "1"})
+    deliver_new(service, 0, "updated")
+    stripe.advance(START + DAY + 60)
+    stripe.call("DELETE", f"subscriptions/{stripe.ids['subscription']}", invoice_now="true")
+    stripe.advance(START + DAY + 120)
+    price = stripe.call("GET", "prices", ENDIVE)["data"][-1]["id"]
+    form = {"items[0][price]": price, "items[0][metadata][om_meter_id]": "m1"}
+    made = stripe.call("POST", "subscriptions", customer=customer, **form)
+    stripe.ids["subscription"] = made["id"]
+    stripe.update(**{"metadata[a]": "2"})
+    stripe.advance(START + DAY + 180)
+    answer = deliver_new(service, len(stripe.events()) - 1, "updated")[-1]
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["0"]
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,12 @@ def test_a_billing_meter_and_its_price_are_made_once(
     assert [state for _, state, _ in printed(capsys)] == ["created"] * 4
 
 
+def test_a_meter_that_adds_up_is_not_taken(stripe_fake: Stripe) -> None:
+    stripe_fake.metered_price("m1", "sum")
+    with pytest.raises(SystemExit, match="adds totals up: deactivate it"):
+        setup_stripe.main(["--billing", "meter"])
+
+
 @pytest.mark.parametrize("options", [["--billing", "meter"], []])
 def test_a_test_clock_comes_with_the_commands_that_advance_it(
     stripe_fake: Stripe, capsys: pytest.CaptureFixture[str], options: list[str]

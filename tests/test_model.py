@@ -322,13 +322,13 @@ class History(RuleBasedStateMachine):
         self.use_all()
         while self.clock.now < target:
             self.clock.now = min(target, self.clock.now + DAY)
-            self.use_all()
             self.account.catch_up()
             self.check_invoices()
             for event in self.known():
                 late = event["created"] + HOLD - 2 * DAY < self.clock.now
                 if late and event["type"] == "invoice.created":
                     self.deliver_surely(event)
+        self.use_all()
 
     def deliver_surely(self, event: Record) -> None:
         """Deliver an event that must not wait any longer."""

@@ -1,7 +1,8 @@
 """Random histories of usage, billing and faults: each metered unit is billed exactly once.
 
 The service and both stand-ins run in this process, without sockets, on a clock that only the
-histories move. `MODEL_HISTORIES` says how many there are.
+histories move. `MODEL_HISTORIES` says how many there are. Two resets within seconds are not
+among them (see README.md).
 """
 
 import io

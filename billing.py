@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Decimal
 from http.client import BAD_REQUEST, CONFLICT
-from typing import Any
+from typing import Any, NamedTuple
 
 import stripe
 from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
@@ -19,24 +19,42 @@ from usage import Json, MeteredItem, ReportFailed, ReportRefused, one_line, quan
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
 MAX_PAGES = 10
+MINUTE = 60
 # A meter event's value has at most 15 digits (docs.stripe.com/api/billing/meter-event).
 MAX_DIGITS = 15
-# An item's four attempts take 36.5 s at most; with these it stays under 40 s.
+# How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
 RESET_REASON = "subscription_update"
+
+
+class Page(NamedTuple):
+    """A page of a list of Stripe's, and whether more follow."""
+
+    entries: list[Json]
+    has_more: bool
 
 
 class StripeBusy(ReportFailed):
     """Say that Stripe asks to come again soon (409, 429)."""
 
 
+def at_once() -> None:
+    """Let a request go without waiting."""
+
+
 @dataclass(frozen=True)
 class Account:
-    """Stripe's client, how totals are rounded for it, and the Billing Meters read so far."""
+    """Stripe's client, how totals are rounded for it, and the Billing Meters read so far.
+
+    `pace` is called before each request, to wait for its turn; while Stripe is busy (409, 429), a
+    call is repeated for `busy_seconds`.
+    """
 
     client: stripe.StripeClient
     rounding: str
     meters: dict[str, Json] = field(default_factory=dict)
+    busy_seconds: float = BUSY_SECONDS
+    pace: Callable[[], object] = at_once
 
 
 def report(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> int | str:
@@ -86,22 +104,74 @@ def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of:
         raise ReportRefused("the billing period is too short to hold a meter event")
     meter = billing_meter(account, str(item.stripe_meter))
     value = meter_value(total)
-    event = _patiently(
-        lambda: _call(
-            account,
-            "post",
-            "/v1/billing/meter_events",
-            event_name=meter["event_name"],
-            timestamp=event_timestamp(item, as_of),
-            payload={
-                meter["customer_mapping"]["event_payload_key"]: item.customer,
-                meter["value_settings"]["event_payload_key"]: value,
-            },
-        )
+    event = _call(
+        account,
+        "post",
+        "/v1/billing/meter_events",
+        event_name=meter["event_name"],
+        timestamp=event_timestamp(item, as_of),
+        payload={
+            meter["customer_mapping"]["event_payload_key"]: item.customer,
+            meter["value_settings"]["event_payload_key"]: value,
+        },
     )
     if event.get("object") != "billing.meter_event":
         raise ReportFailed("Stripe's answer is no meter event")
     return value
+
+
+def value_to_send(account: Account, item: MeteredItem, total: Decimal) -> Decimal:
+    """Return the value that a report of this total would send. Raises ReportFailed."""
+    if item.stripe_meter is None:
+        return Decimal(quantity(total, account.rounding))
+    return Decimal(meter_value(total))
+
+
+def value_held(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+    """Read what Stripe holds for the item's period, or None where its summaries cannot tell.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    if item.stripe_meter is None:
+        return _record_held(account, item)
+    return _meter_held(account, item, as_of)
+
+
+def _record_held(account: Account, item: MeteredItem) -> Decimal:
+    """Read the summary of the running period, the first one listed and not yet invoiced."""
+    path = f"/v1/subscription_items/{item.id}/usage_record_summaries"
+    page = _page(account, path, None, stripe_version=USAGE_RECORD_VERSION)
+    running = [entry for entry in page.entries if entry.get("invoice") is None][:1]
+    return sum((_number(entry, "total_usage") for entry in running), Decimal(0))
+
+
+def _meter_held(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+    """Read the summary of the period's events.
+
+    It goes by full minutes (docs.stripe.com/api/billing/meter-event-summary): one of a closed
+    period that ends within a minute would show the next period's first event.
+    """
+    is_closed = as_of >= item.end
+    if is_closed and item.end % MINUTE:
+        return None
+    end = item.end if is_closed else as_of + MINUTE - as_of % MINUTE
+    meter = billing_meter(account, str(item.stripe_meter))
+    page = _page(
+        account,
+        f"/v1/billing/meters/{meter['id']}/event_summaries",
+        None,
+        customer=item.customer,
+        start_time=item.start - item.start % MINUTE,
+        end_time=end,
+    )
+    return sum((_number(entry, "aggregated_value") for entry in page.entries), Decimal(0))
+
+
+def _number(entry: Json, name: str) -> Decimal:
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ReportFailed(f"Stripe's answer has no {name}")
+    return Decimal(str(value))
 
 
 def event_timestamp(item: MeteredItem, as_of: int) -> int:
@@ -131,7 +201,7 @@ def billing_meter(account: Account, meter_id: str) -> Json:
     """
     if meter_id not in account.meters:
         try:
-            meter = _patiently(lambda: _call(account, "get", f"/v1/billing/meters/{meter_id}"))
+            meter = _call(account, "get", f"/v1/billing/meters/{meter_id}")
         except ReportRefused as error:
             raise ReportFailed(str(error)) from error
         account.meters[meter_id] = _usable(meter, meter_id)
@@ -158,17 +228,6 @@ def _usable(meter: Json, meter_id: str) -> Json:
         return meter
     cure = "make one with the formula 'last' and a price for it"
     raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")
-
-
-def _patiently(call: Callable[[], Json]) -> Json:
-    """Call again with growing, jittered waits while Stripe is busy."""
-    busy = Retrying(
-        retry=retry_if_exception_type(StripeBusy),
-        wait=wait_random_exponential(multiplier=0.1, max=1),
-        stop=stop_before_delay(BUSY_SECONDS),
-        reraise=True,
-    )
-    return busy(call)
 
 
 def subscription(account: Account, subscription_id: str) -> Json:
@@ -207,16 +266,35 @@ def invoice_lines(account: Account, invoice_id: str) -> list[Json]:
     return _pages(account, f"/v1/invoices/{invoice_id}/lines")
 
 
+def draft_invoices(account: Account, subscription_id: str) -> list[Json]:
+    """Read the drafts among a subscription's invoices. Raises ReportRefused or ReportFailed."""
+    return _pages(account, "/v1/invoices", subscription=subscription_id, status="draft")
+
+
+def subscriptions(account: Account, after: str | None = None, **filters: str) -> Page:
+    """Read up to 100 subscriptions that have not ended, with each one's latest invoice.
+
+    `after` is the last id of the page before. Raises ReportRefused or ReportFailed.
+    """
+    return _page(account, "/v1/subscriptions", after, expand=["data.latest_invoice"], **filters)
+
+
+def _page(account: Account, path: str, after: str | None, **filters: Any) -> Page:
+    start = {"starting_after": after} if after else {}
+    page = _call(account, "get", path, limit=100, **filters, **start)
+    entries = page.get("data")
+    if not isinstance(entries, list) or not all(_has_id(entry) for entry in entries):
+        raise ReportFailed("Stripe's answer is no list")
+    return Page(entries, bool(page.get("has_more") and entries))
+
+
 def _pages(account: Account, path: str, **filters: Any) -> list[Json]:
     found: list[Json] = []
     for _ in range(MAX_PAGES):
-        after = {"starting_after": found[-1]["id"]} if found else {}
-        page = _call(account, "get", path, limit=100, **filters, **after)
-        entries = page.get("data")
-        if not isinstance(entries, list) or not all(_has_id(entry) for entry in entries):
-            raise ReportFailed("Stripe's answer is no list")
-        found += entries
-        if not page.get("has_more") or not entries:
+        after = found[-1]["id"] if found else None
+        page = _page(account, path, after, **filters)
+        found += page.entries
+        if not page.has_more:
             return found
     raise ReportFailed(f"Stripe lists more than {len(found)} at {path}")
 
@@ -226,7 +304,21 @@ def _has_id(entry: object) -> bool:
 
 
 def _call(account: Account, method: str, path: str, **options: Any) -> Json:
-    """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed."""
+    """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed.
+
+    While Stripe is busy, call again with growing, jittered waits.
+    """
+    patiently = Retrying(
+        retry=retry_if_exception_type(StripeBusy),
+        wait=wait_random_exponential(multiplier=0.1, max=1),
+        stop=stop_before_delay(account.busy_seconds),
+        reraise=True,
+    )
+    return patiently(_call_once, account, method, path, **options)
+
+
+def _call_once(account: Account, method: str, path: str, **options: Any) -> Json:
+    account.pace()
     try:
         answer = account.client.raw_request(method, path, **options).data
     except stripe.InvalidRequestError as error:

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,22 @@ from urllib3 import Timeout
 import billing
 import usage
 
-MAX_THREADS = 32
+# Items that one process reports at the same time; gunicorn's 16 threads read beside them.
+POOL_THREADS = 32
+MAX_CONNECTIONS = 64
 LAST_PORT = 65_535
 
 
 class SettingsError(SystemExit):
     """Say on standard error why the service cannot start, and end it without a traceback.
 
-    The exit status is 3, at which gunicorn stops instead of starting the worker again.
+    The exit status is 3, at which gunicorn stops instead of starting the worker again; under
+    the `flask` command 1, for `flask report` has its own 3.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.code = 3
+        self.code = 1 if os.environ.get("FLASK_RUN_FROM_CLI") else 3
         print(message, file=sys.stderr)
 
 
@@ -149,17 +153,19 @@ def http_session() -> requests.Session:
     session = requests.Session()
     session.max_redirects = 0
     for scheme in ("http://", "https://"):
-        session.mount(scheme, BoundedAdapter(pool_maxsize=MAX_THREADS))
+        session.mount(scheme, BoundedAdapter(pool_maxsize=MAX_CONNECTIONS))
     return session
 
 
 @dataclass(frozen=True)
 class Services:
-    """The process's one client of each service, for all its threads, and the usual window."""
+    """The process's one client of each service, its pool of threads, and the usual window."""
 
     openmeter: openmeter.Client
     stripe: billing.Account
     window_size: str
+    pool: Executor
+    is_live: bool
 
 
 def connect(settings: Mapping[str, Any]) -> Services:
@@ -181,4 +187,6 @@ def connect(settings: Mapping[str, Any]) -> Services:
         openmeter=openmeter_client,
         stripe=billing.Account(stripe_client, settings["USAGE_ROUNDING"]),
         window_size=settings["OPENMETER_WINDOW_SIZE"],
+        pool=ThreadPoolExecutor(POOL_THREADS, "report"),
+        is_live="_live_" in settings["STRIPE_KEY"],
     )

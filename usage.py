@@ -155,8 +155,14 @@ def ended_item(item: MeteredItem, subscription: Json) -> MeteredItem:
     return replace(item, end=end, exact=item.exact | {end})
 
 
-def invoiced_item(item: MeteredItem, lines: list[Json], subscription: Json) -> MeteredItem | None:
-    """Return an item with the closed period that an invoice's line bills, if one does."""
+def invoiced_item(
+    item: MeteredItem, lines: list[Json], subscription: Json, resets: frozenset[int]
+) -> MeteredItem | None:
+    """Return an item with the closed period that an invoice's line bills, if one does.
+
+    `resets` has the UTC seconds at which resets ended periods.
+    """
+    item = replace(item, exact=item.exact | resets)
     periods = [_line_period(line) for line in lines if line_item(line) == item.id]
     closed = [replace(item, start=start, end=end) for start, end in filter(None, periods)]
     if not closed:

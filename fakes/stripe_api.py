@@ -115,14 +115,20 @@ class Api:
             raise StripeError(400, f"Received unknown parameter: {name}", name, "parameter_unknown")
         return query
 
-    def page(self, found: list[Record], render: Callable[[Record], Record]) -> Response:
-        """Return a page of a list."""
+    def page(
+        self,
+        found: list[Record],
+        render: Callable[[Record], Record],
+        every: list[Record] | None = None,
+    ) -> Response:
+        """Return a page of a list; a cursor may be one of `every`, found or not."""
         query = request.args
         limit = billing.integer(query.get("limit", 10), "limit")
         if not 1 <= limit <= 100:
             raise StripeError(400, "This value must be between 1 and 100.", "limit")
-        ids = [record["id"] for record in found]
-        start, end = 0, len(found)
+        ids = [record["id"] for record in every or found]
+        kept = {record["id"]: record for record in found}
+        start, end = 0, len(ids)
         for name in ("starting_after", "ending_before"):
             if name in query and query[name] not in ids:
                 raise billing.missing("object", query[name], name)
@@ -130,9 +136,9 @@ class Api:
             start = ids.index(query["starting_after"]) + 1
         if "ending_before" in query:
             end = ids.index(query["ending_before"])
-            start = max(start, end - limit)
-        data = [render(record) for record in found[start:end][:limit]]
-        more = start > 0 if "ending_before" in query else end - start > limit
+        left = [kept[key] for key in ids[start:end] if key in kept]
+        page = left[-limit:] if "ending_before" in query else left[:limit]
+        data, more = [render(record) for record in page], len(left) > limit
         return jsonify(object="list", data=data, has_more=more, url=request.path)
 
     def show_subscription(self, subscription: Record) -> Record:
@@ -314,6 +320,14 @@ def add_subscriptions(app: Flask, api: Api) -> None:
     """Serve subscriptions, their items and invoices."""
     account = api.account
 
+    def show_expanded(subscription: Record) -> Record:
+        shown = api.show_subscription(subscription)
+        if "data.latest_invoice" in request.args.values():
+            shown["latest_invoice"] = api.show_invoice(
+                account.get("invoice", subscription["latest_invoice"])
+            )
+        return shown
+
     @app.post("/v1/subscriptions")
     def create_subscription() -> Record:
         form = api.form("subscription")
@@ -329,7 +343,7 @@ def add_subscriptions(app: Flask, api: Api) -> None:
             if query.get("customer", subscription["customer"]) == subscription["customer"]
             and (status == "all" or (status or "active") == subscription["status"])
         ]
-        return api.page(found, api.show_subscription)
+        return api.page(found, show_expanded, account.all("subscription")[::-1])
 
     @app.get("/v1/subscriptions/<key>")
     def subscription(key: str) -> Record:

@@ -530,6 +530,9 @@ class Meters:
         """Return a meter's event summary for a customer and time."""
         start = integer(query.get("start_time"), "start_time")
         end = integer(query.get("end_time"), "end_time")
+        for name, second in (("start_time", start), ("end_time", end)):
+            if second % 60:
+                raise StripeError(400, "This value must align with minute boundaries.", name)
         who = self.account.get("customer", query.get("customer"), "customer")["id"]
         return {
             "id": f"mtrusg_{meter}_{start}",

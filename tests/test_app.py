@@ -563,19 +563,21 @@ def test_a_fault_fails_its_item_only_and_the_next_delivery_repairs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     service = start()
-    service.stripe.seed({"metadata[om_meter_id]": "m1"}, {"metadata[om_meter_id]": "m1"})
-    service.openmeter.use(service.stripe.ids["customer"], 10)
+    service.stripe.seed({"metadata[om_meter_id]": "m1"}, {"metadata[om_meter_id]": "m2"})
+    service.openmeter.meter("m2")
+    for kind in ("execution", "m2"):
+        service.openmeter.use(service.stripe.ids["customer"], 10, kind=kind)
     subscription = service.stripe.subscription()
     failing, other = service.stripe.items()
     fake = service.openmeter if call is QUERY else service.stripe
-    retried = fault.get("status", 500) >= 500 or fault["status"] in (409, 429, 301)
-    times = 2 if retried and not (call is RECORD and fault.get("status") == 429) else 1
-    fake.fault(**call, **fault, times=times)
+    path = "/meters/m1/query" if call is QUERY else f"/{failing}/usage_records"
+    fake.fault(method=call["method"], path=path, **fault, times=1_000)
 
     began = time.monotonic()
     answer = service.deliver(subscription)
 
     assert time.monotonic() - began < 5
+    fake.fake("DELETE", "faults")
     assert answer.status_code == 500
     assert [entry["item"] for entry in answer.json["failed"]] == [failing]
     assert reason in answer.json["failed"][0]["error"]

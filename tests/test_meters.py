@@ -231,7 +231,8 @@ def test_an_invoice_with_more_than_ten_lines_is_read_whole(start: Start, version
         service.openmeter.use(service.stripe.ids["customer"], n + 1, kind=kind)
     service.stripe.advance(END + 60)
     deliver_new(service, 0, "invoice")
-    assert [value for _, value in meter_events(service)] == [str(n + 1) for n in range(12)]
+    values = sorted(int(value) for _, value in meter_events(service))
+    assert values == [n + 1 for n in range(12)]
     service.stripe.advance(END + 60 + 72 * HOUR)
     assert service.stripe.invoiced()[-1] == ("open", [n + 1 for n in range(10)])
 

@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -34,6 +35,7 @@ from stripe import WebhookSignature
 from urllib3 import HTTPResponse
 
 import app
+import events
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_billing import Account, Record
 from tests.conftest import ACACIA, DAY, ENDIVE, KEY, SECRET, START
@@ -44,7 +46,7 @@ HOLD = 72 * 3_600
 HOUR = 3_600
 DROPPED = 599  # a planned answer that stands for a connection which breaks instead
 # An event that is older is read again; younger ones come in order here (see README.md, Limits).
-FRESH = app.FRESH_SECONDS
+FRESH = events.FRESH_SECONDS
 
 
 # How often each thing happened: a history in which nothing is billed shows nothing.
@@ -94,6 +96,18 @@ class Wire(HTTPAdapter):
         return self.build_response(request, raw)
 
 
+class InTurn(Executor):
+    """Run one thing after the other, so that a history has one order."""
+
+    def submit(  # type: ignore[override]
+        self, call: Callable[..., Any], *args: Any
+    ) -> Future[Any]:
+        """Run it now."""
+        done: Future[Any] = Future()
+        done.set_result(call(*args))
+        return done
+
+
 @contextmanager
 def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
     """Let the service and the stand-ins run on one clock and one wire."""
@@ -107,6 +121,7 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
         stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
         stack.enter_context(mock.patch("settings.http_session", session))
+        stack.enter_context(mock.patch("settings.ThreadPoolExecutor", return_value=InTurn()))
         stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
         yield
 

@@ -113,11 +113,15 @@ def test_a_trailing_slash_of_an_address_is_dropped() -> None:
     assert found["OPENMETER_URL"] == "http://localhost:8888/om"
 
 
+# At 3, gunicorn does not try again; `flask report` has a 3 of its own.
+STATUS = {"flask": 1, "python": 3, "gunicorn": 3}
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
-    for name in ("app.py", "billing.py", "settings.py", "usage.py", "gunicorn.conf.py"):
-        shutil.copy(ROOT / name, tmp_path)
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, tmp_path)
     return tmp_path
 
 
@@ -140,7 +144,7 @@ def ended(copy: Path, way: str, env: dict[str, str] | None = None) -> tuple[int,
 @pytest.mark.parametrize("way", STARTS)
 def test_a_start_without_settings_ends_with_one_message(copy: Path, way: str) -> None:
     message = "Cannot start: missing: STRIPE_KEY, STRIPE_WEBHOOK_SECRET (see .env.example)"
-    assert ended(copy, way) == (3, f"{message}\n")
+    assert ended(copy, way) == (STATUS[way], f"{message}\n")
 
 
 # `flask run` reads the file before the service can.
@@ -155,7 +159,7 @@ def test_an_env_file_is_honoured_and_real_variables_win(copy: Path, way: str) ->
     (copy / ".env").write_text(f"STRIPE_KEY={KEY}\nUSAGE_ROUNDING=wrong\nPORT=0\n")
     env = {**os.environ, "STRIPE_WEBHOOK_SECRET": SECRET, "PYTHONUNBUFFERED": "1"}
     status, printed = ended(copy, way, {**env, "PORT": "4242"})
-    assert status == 3
+    assert status == STATUS[way]
     assert printed.startswith("Cannot start: USAGE_ROUNDING must be one of")
 
     output = (copy / "output").open("w")

@@ -495,8 +495,11 @@ def test_a_meter_has_its_rules(metered: Stripe) -> None:
 def test_a_summary_gives_what_a_meter_holds(metered: Stripe) -> None:
     send(metered, START + 60, "4.5")
     (meter,) = metered.call("GET", "billing/meters", ENDIVE)["data"]
-    query = {"customer": metered.ids["customer"], "start_time": START, "end_time": START + DAY}
+    minute = START - START % 60
+    query = {"customer": metered.ids["customer"], "start_time": minute, "end_time": minute + DAY}
     path = f"billing/meters/{meter['id']}/event_summaries"
+    with pytest.raises(Failed, match="align with minute boundaries"):
+        metered.call("GET", path, ENDIVE, **{**query, "start_time": START})
     (summary,) = metered.call("GET", path, ENDIVE, **query)["data"]
     assert (summary["aggregated_value"], summary["meter"]) == (4.5, meter["id"])
 

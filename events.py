@@ -1,0 +1,231 @@
+"""What each Stripe event is reported for: which items, and which of their periods."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import billing
+import usage
+from reports import Outcome, Report, report_all
+from settings import Services
+
+FRESH_SECONDS = 5
+
+
+def event_object(event: Mapping[str, Any]) -> usage.Json:
+    """Return the object that an event carries. Raises InvalidSubscription."""
+    data = event.get("data")
+    carried = data.get("object") if isinstance(data, dict) else None
+    if not isinstance(carried, dict):
+        raise usage.InvalidSubscription("data.object is missing")
+    return carried
+
+
+def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
+    """Report the running period of each metered item, and one that closed just before it.
+
+    An item that fails stops no other. Raises InvalidSubscription before anything is written.
+    """
+    outcome = Outcome()
+    items = metered_items(event_object(event), services, outcome)
+    running, as_of = as_it_is_now(event, items, services, outcome)
+    # Items that the event leaves out are read as they are now, not as they were then: what they
+    # closed is reported for the draft invoice.
+    listed = [entry["id"] for entry in event_object(event)["items"]["data"]]
+    previous = event["data"].get("previous_attributes")
+    reports = closed_reports([item for item in items if item.id in listed], previous, outcome)
+    report_all(reports + [Report(item, as_of) for item in running], services, outcome)
+    return outcome
+
+
+def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
+    """Report the last period of each item backed by a Billing Meter, up to the end."""
+    outcome = Outcome()
+    subscription = event_object(event)
+    items = metered_items(subscription, services, outcome)
+    ended = [usage.ended_item(item, subscription) for item in items]
+    outcome.skipped.extend(item.id for item in ended if not item.stripe_meter)
+    reports = [Report(item, item.end) for item in ended if item.stripe_meter]
+    report_all(reports, services, outcome)
+    return outcome
+
+
+def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | None:
+    """Report the closed period that a renewal's draft invoice bills; None for other invoices.
+
+    While the answer is no 2xx, Stripe holds the draft, for 72 h at most
+    (docs.stripe.com/invoicing/integration/workflow-transitions).
+    """
+    invoice = event_object(event)
+    if not is_renewal_draft(invoice):
+        return None
+    outcome = Outcome()
+    subscription_id = usage.invoiced_subscription(invoice)
+    with outcome.noting(subscription_id, final=False):
+        subscription = billing.subscription(services.stripe, subscription_id)
+        items = metered_items(subscription, services, outcome)
+        reports = closed_by_invoice(invoice, subscription, items, services, outcome)
+        reported = {report.item.id for report in reports}
+        outcome.skipped.extend(item.id for item in items if item.id not in reported)
+        report_all(reports, services, outcome)
+    return outcome
+
+
+def is_renewal_draft(invoice: usage.Json) -> bool:
+    """Say whether an invoice is the draft of a renewal, which meter events still reach."""
+    state = invoice.get("status"), invoice.get("billing_reason")
+    return state == ("draft", "subscription_cycle")
+
+
+def closed_by_invoice(
+    invoice: usage.Json,
+    subscription: usage.Json,
+    items: list[usage.MeteredItem],
+    services: Services,
+    outcome: Outcome,
+) -> list[Report]:
+    """Return the periods of a subscription's items that its draft invoice still bills.
+
+    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    lines = all_lines(invoice, services)
+    resets = earlier_resets(subscription, invoice, services)
+    warn_of_changes(lines, items, outcome)
+    invoiced = [usage.invoiced_item(item, lines, subscription, resets) for item in items]
+    return [Report(item, item.end) for item in invoiced if item and item.stripe_meter]
+
+
+def warn_of_changes(
+    lines: list[usage.Json], items: list[usage.MeteredItem], outcome: Outcome
+) -> None:
+    """Warn of invoice lines whose item has another price now, or is gone."""
+    prices = {item.id: item.price for item in items}
+    others = {*prices, *outcome.skipped, *(entry["item"] for entry in outcome.failed)}
+    for line in lines:
+        item, price = str(usage.line_item(line)), usage.line_price(line)
+        if prices.get(item, price) != price or item not in others:
+            outcome.warn(item, "is gone or has another price since the invoiced period; check it")
+
+
+def earlier_resets(
+    subscription: usage.Json, invoice: usage.Json, services: Services
+) -> frozenset[int]:
+    """Return where resets ended periods, if one came between an invoice and now.
+
+    The subscription then no longer knows whether the invoice's period began with a reset.
+    """
+    anchors, end = usage.moved_anchor(subscription), invoice.get("period_end")
+    if type(end) is not int or all(anchor < end for anchor in anchors):
+        return frozenset()
+    return billing.reset_instants(services.stripe, usage.stripe_id(subscription, "id", ""))
+
+
+def all_lines(invoice: usage.Json, services: Services) -> list[usage.Json]:
+    """Return an invoice's lines, of which an event has the first ten at most."""
+    lines = invoice.get("lines")
+    if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
+        raise usage.InvalidSubscription("lines.data is missing")
+    if lines.get("has_more"):
+        return billing.invoice_lines(services.stripe, usage.stripe_id(invoice, "id", ""))
+    return [line for line in lines["data"] if isinstance(line, dict)]
+
+
+def as_it_is_now(
+    event: Mapping[str, Any], items: list[usage.MeteredItem], services: Services, outcome: Outcome
+) -> tuple[list[usage.MeteredItem], int]:
+    """Return the items that run now, and the second (UTC) of which that is known.
+
+    A late event may be of a period that a reset has ended since; the total that it leads to
+    would then count in a Billing Meter's next one. So the subscription is read again, unless the
+    event is fresh. Stripe itself refuses a late usage record. A test clock has its own time.
+    """
+    now, created = int(time.time()), event.get("created")
+    if not any(item.stripe_meter for item in items):
+        return items, now
+    known = event_object(event)
+    if type(created) is int and now - created <= FRESH_SECONDS and known.get("test_clock") is None:
+        return items, created
+    with outcome.noting(usage.stripe_id(known, "id", "")):
+        subscription, now = as_read_now(known, services)
+        if subscription.get("status") != "canceled":
+            return metered_items(subscription, services, outcome), now
+    return [], now
+
+
+def as_read_now(known: usage.Json, services: Services) -> tuple[usage.Json, int]:
+    """Read a subscription again; return it, and the second (UTC) since which it is so at least.
+
+    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    now, subscription_id = int(time.time()), usage.stripe_id(known, "id", "")
+    if known.get("test_clock") is not None:
+        clock_id = usage.reference(known, "test_clock")
+        now = billing.test_clock_time(services.stripe, clock_id)
+    return billing.subscription(services.stripe, subscription_id), now
+
+
+def metered_items(
+    subscription: usage.Json, services: Services, outcome: Outcome
+) -> list[usage.MeteredItem]:
+    """Return the items to report, none of which shares its Billing Meter with another."""
+    found = []
+    for n, entry in enumerate(all_items(subscription, services, outcome)):
+        path = f"items.data[{n}]"
+        if not isinstance(entry, dict):
+            raise usage.InvalidSubscription(f"{path} is no subscription item")
+        item = usage.metered_item(entry, subscription, path, services.window_size)
+        if item:
+            found.append(item)
+        elif str(entry.get("id")) not in outcome.skipped:
+            outcome.skipped.append(str(entry.get("id")))
+    shared = {
+        meter: [item.id for item in found if item.stripe_meter == meter]
+        for meter in {item.stripe_meter for item in found if item.stripe_meter}
+    }
+    for meter, ids in shared.items():
+        if len(ids) > 1:
+            reason = f"would overwrite each other's totals on Billing Meter {meter}"
+            outcome.fail(" and ".join(ids), f"{reason}, which counts per customer")
+    return [item for item in found if len(shared.get(str(item.stripe_meter), [])) <= 1]
+
+
+def all_items(subscription: usage.Json, services: Services, outcome: Outcome) -> list[Any]:
+    """Return the items at hand and those that were left out: Stripe lists at most ten."""
+    items = subscription.get("items")
+    if not isinstance(items, dict) or not isinstance(items.get("data"), list):
+        raise usage.InvalidSubscription("items.data is missing")
+    entries: list[Any] = items["data"]
+    if not items.get("has_more"):
+        return entries
+    known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    subscription_id = usage.stripe_id(subscription, "id", "")
+    rest = f"{subscription_id}, items after the first {len(entries)}"
+    with outcome.noting(rest):
+        stored = billing.subscription_items(services.stripe, subscription_id)
+        return entries + [item for item in stored if item["id"] not in known]
+    return entries
+
+
+def closed_reports(
+    items: list[usage.MeteredItem], previous: object, outcome: Outcome
+) -> list[Report]:
+    """Return the periods that closed before items' running ones and can still be billed."""
+    reports = []
+    for item in items:
+        found = usage.closed_item(item, previous)
+        if found is None:
+            continue
+        closed, by_reset = found
+        if item.stripe_meter:
+            reports.append(Report(closed, closed.end, by_reset))
+        else:
+            reason = f"{usage.period_name(closed)} has closed and can no longer be written"
+            outcome.warn(item.id, f"{reason}: usage after its last report is on no invoice")
+    return reports
+
+
+EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {
+    "customer.subscription.updated": report_updated,
+    "customer.subscription.deleted": report_deleted,
+    "invoice.created": report_invoice,
+}

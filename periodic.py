@@ -1,0 +1,321 @@
+"""The `flask report` command: report, or compare, every subscription that can still be billed."""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
+from functools import partial
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+from pyrate_limiter import Duration, Limiter, Rate
+from tabulate import tabulate
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import billing
+import usage
+from events import as_read_now, closed_by_invoice, is_renewal_draft, metered_items
+from reports import Outcome, Report, log, report_in_order
+from settings import MAX_CONNECTIONS, Services
+
+BILLABLE = ("active", "trialing", "past_due", "unpaid")
+# Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
+TEST_RATE, LIVE_RATE = 20, 80
+# A run can wait longer than a delivery while Stripe is busy.
+BUSY_SECONDS = 60
+# The longest that a draft stays one (docs.stripe.com/invoicing/integration/workflow-transitions).
+DRAFT_SECONDS = 72 * 3_600
+FAILED, DIFFERENT, INTERRUPTED = 1, 3, 130
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One period of an item in OpenMeter and in Stripe, None where Stripe's is unknown.
+
+    The difference is what a report would add to the value that Stripe holds.
+    """
+
+    subscription: str
+    item: str
+    meter: str
+    subject: str
+    period: str
+    openmeter: Decimal
+    stripe: Decimal | None
+    difference: Decimal | None
+
+
+@dataclass
+class Run:
+    """One run: what to do with each subscription, and what became of them so far."""
+
+    services: Services
+    dry: bool = False
+    only_some: bool = False
+    show: Callable[[Mapping[str, Any]], None] = lambda _: None
+    tick: Callable[[int], object] = lambda _: None
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    owners: dict[tuple[str, str], str] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def work(self, subscription: usage.Json, as_of: int) -> None:
+        """Report or compare the items of a subscription, known since a UTC second."""
+        outcome, compared, reports = Outcome(), list[Comparison](), list[Report]()
+        with outcome.noting(str(subscription["id"])):
+            try:
+                reports = self.due(subscription, as_of, outcome)
+            except usage.InvalidSubscription as error:
+                outcome.fail(str(subscription["id"]), str(error))
+        if self.dry:
+            for report in reports:
+                with outcome.noting(report.item.id):
+                    compared.append(compare(report, self.services))
+        else:
+            outcome.add(report_in_order(reports, self.services))
+        self.note(len({report.item.id for report in reports}), outcome, compared)
+
+    def due(self, subscription: usage.Json, as_of: int, outcome: Outcome) -> list[Report]:
+        """Return what to report: the periods that drafts still bill, then the running ones."""
+        if subscription.get("test_clock"):
+            subscription, as_of = as_read_now(subscription, self.services)
+        items = metered_items(subscription, self.services, outcome)
+        items = [item for item in items if self.owns_its_meter(item, outcome)]
+        closed = []
+        if any(item.stripe_meter for item in items):
+            for invoice in drafts(subscription, as_of, self.services):
+                closed += closed_by_invoice(invoice, subscription, items, self.services, outcome)
+        return closed + [Report(item, as_of) for item in items]
+
+    def owns_its_meter(self, item: usage.MeteredItem, outcome: Outcome) -> bool:
+        """Say whether an item shares its Billing Meter with no other of its customer."""
+        if not item.stripe_meter:
+            return True
+        if self.only_some:
+            self.look_around(item)
+        with self.lock:
+            owner = self.owners.setdefault((item.customer, item.stripe_meter), item.id)
+        if owner != item.id:
+            reason = f"would overwrite each other's totals on Billing Meter {item.stripe_meter}"
+            outcome.fail(f"{owner} and {item.id}", f"{reason}, which counts per customer")
+        return owner == item.id
+
+    def look_around(self, item: usage.MeteredItem) -> None:
+        """Read who else of an item's customer has its Billing Meter, if not all is listed."""
+        for subscription, _ in listed(self.services, customer=item.customer):
+            for other in metered_items(subscription, self.services, Outcome()):
+                if other.id != item.id and other.stripe_meter:
+                    with self.lock:
+                        self.owners.setdefault((other.customer, other.stripe_meter), other.id)
+
+    def note(self, items: int, outcome: Outcome, compared: list[Comparison]) -> None:
+        """Count and show what became of a subscription."""
+        with self.lock:
+            self.counts["subscriptions"] += 1
+            self.counts["items"] += items + len(outcome.skipped)
+            for name in ("reported", "skipped", "warnings", "failed"):
+                self.counts[name] += len(getattr(outcome, name))
+            self.counts["different"] += sum(found.difference != 0 for found in compared)
+            self.failures += outcome.failed
+            self.tick(items + len(outcome.skipped))
+            for entry in [*outcome.reported, *outcome.warnings, *outcome.failed]:
+                self.show(entry)
+            for found in compared:
+                self.show(asdict(found))
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note what failed outside of a subscription's items."""
+        outcome = Outcome()
+        outcome.fail(name, reason)
+        with self.lock:
+            self.counts["failed"] += 1
+            self.failures += outcome.failed
+            self.show(outcome.failed[0])
+
+    def status(self) -> int:
+        """Return the exit status."""
+        if self.counts["failed"]:
+            return FAILED
+        return DIFFERENT if self.counts["different"] else 0
+
+    def summary(self, seconds: float) -> str:
+        """Return the last line."""
+        names = ("subscriptions", "items", "reported", "skipped", "warnings", "failed")
+        said = {"warnings": "warned"}
+        counts = [f"{said.get(name, name)}: {self.counts[name]}" for name in names]
+        return ", ".join([*counts, f"seconds: {seconds:.1f}"])
+
+
+def compare(report: Report, services: Services) -> Comparison:
+    """Return both services' values for a period. Raises ReportRefused or ReportFailed."""
+    item = report.item
+    total = usage.total_usage(services.openmeter, item) or Decimal(0)
+    value = billing.value_to_send(services.stripe, item, total)
+    held = billing.value_held(services.stripe, item, report.as_of)
+    fields = usage.report_fields(item, total)
+    return Comparison(
+        item.subscription,
+        item.id,
+        item.meter,
+        item.subject,
+        f"{fields['from']} - {fields['to']}".replace(" +0000 UTC", ""),
+        total.normalize(),
+        None if held is None else held.normalize(),
+        None if held is None else (value - held).normalize(),
+    )
+
+
+def drafts(subscription: usage.Json, as_of: int, services: Services) -> list[usage.Json]:
+    """Return the drafts of a subscription's renewals, as a rule without asking Stripe again.
+
+    Its latest invoice comes with it. An older one can still be a draft only if another invoice
+    followed within the time that a draft lasts.
+    """
+    latest = subscription.get("latest_invoice")
+    if isinstance(latest, Mapping):
+        if latest.get("created", 0) < as_of - DRAFT_SECONDS:
+            return []
+        is_renewal = latest.get("billing_reason") == "subscription_cycle"
+        length = latest.get("period_end", 0) - latest.get("period_start", 0)
+        if is_renewal and length > DRAFT_SECONDS:
+            return [latest] if is_renewal_draft(latest) else []
+    found = billing.draft_invoices(services.stripe, str(subscription["id"]))
+    return [invoice for invoice in reversed(found) if is_renewal_draft(invoice)]
+
+
+def listed(services: Services, **filters: str) -> Iterator[tuple[usage.Json, int]]:
+    """Yield subscriptions that can be billed, and since which UTC second they are known.
+
+    A page is read while the one before is worked on. Raises ReportRefused or ReportFailed.
+    """
+
+    def read(after: str | None) -> tuple[billing.Page, int]:
+        as_of = int(time.time())
+        return billing.subscriptions(services.stripe, after, **filters), as_of
+
+    with ThreadPoolExecutor(1) as reader:
+        coming: Future[tuple[billing.Page, int]] | None = reader.submit(read, None)
+        while coming:
+            page, as_of = coming.result()
+            coming = reader.submit(read, page.entries[-1]["id"]) if page.has_more else None
+            for subscription in page.entries:
+                if subscription.get("status") in BILLABLE:
+                    yield subscription, as_of
+
+
+def named(services: Services, ids: list[str], run: Run) -> Iterator[tuple[usage.Json, int]]:
+    """Yield the subscriptions of these ids, as `listed` does; fail those that cannot be billed."""
+    for subscription_id in ids:
+        as_of = int(time.time())
+        try:
+            found = billing.subscription(services.stripe, subscription_id)
+        except (usage.ReportRefused, usage.ReportFailed) as error:
+            run.fail(subscription_id, str(error))
+            continue
+        if found.get("status") in BILLABLE:
+            yield found, as_of
+        else:
+            run.fail(subscription_id, f"is {found.get('status')}: nothing more can be billed")
+
+
+def work_on_all(run: Run, ids: list[str], workers: int) -> int:
+    """Work on subscriptions, `workers` at a time and never many in memory; return the status.
+
+    An interrupt lets those that have begun finish, and no other begin.
+    """
+    places = BoundedSemaphore(4 * workers)
+    last = "the first"
+
+    def done(name: str, job: Future[None]) -> None:
+        places.release()
+        if not job.cancelled() and (error := job.exception()):
+            run.fail(name, f"could not be worked on ({type(error).__name__})")
+
+    source = named(run.services, ids, run) if ids else listed(run.services)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for subscription, as_of in source:
+                places.acquire()
+                last = str(subscription["id"])
+                job = pool.submit(run.work, subscription, as_of)
+                job.add_done_callback(partial(done, last))
+            pool.shutdown()
+        except (usage.ReportRefused, usage.ReportFailed) as error:
+            run.fail(f"the list of subscriptions after {last}", str(error))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            log.warning("interrupted: what had begun was finished, the rest is not reported")
+            return INTERRUPTED
+    return run.status()
+
+
+def paced(services: Services, rate: int) -> Services:
+    """Return the services with `rate` requests a second to Stripe (0: no limit), and patience."""
+    account = replace(services.stripe, busy_seconds=BUSY_SECONDS)
+    if rate:
+        limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
+        account = replace(account, pace=partial(limiter.try_acquire, "stripe"))
+    return replace(services, stripe=account)
+
+
+def subscription_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """Accept ids, each once."""
+    for subscription_id in given:
+        if not usage.STRIPE_ID.fullmatch(subscription_id):
+            raise click.BadParameter(f"{subscription_id!r} is no id")
+    return list(dict.fromkeys(given))
+
+
+def as_text(value: object) -> object:
+    """Return a value as JSON and the table show it: an amount in plain digits."""
+    return f"{value:f}" if isinstance(value, Decimal) else value
+
+
+def table(rows: list[Mapping[str, Any]]) -> str:
+    """Return comparisons as a table; `?` stands for what Stripe's summaries cannot tell."""
+    cells = [{name: as_text(value) for name, value in row.items()} for row in rows]
+    cells.sort(key=lambda row: (row["subscription"], row["item"], row["period"]))
+    return str(tabulate(cells, headers="keys", disable_numparse=True, missingval="?"))
+
+
+@click.command("report")
+@click.option("--subscription", "ids", multiple=True, metavar="SUB", callback=subscription_ids)
+@click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--workers", default=16, type=click.IntRange(1, MAX_CONNECTIONS), show_default=True)
+@click.option("--rate", type=click.IntRange(0), help="Requests a second to Stripe; 0: no limit.")
+@with_appcontext
+def report(ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | None) -> None:
+    """Report the running period of every subscription that can still be billed.
+
+    With a Billing Meter, the closed period too, while its invoice is a draft. Without --rate it
+    is 20 with a test key and 80 with a live one.
+
+    Exit status: 0; 1 if something failed; 3 if --dry-run found a difference; 130 if interrupted.
+    """
+    began = time.monotonic()
+    services: Services = current_app.extensions["services"]
+    if rate is None:
+        rate = LIVE_RATE if services.is_live else TEST_RATE
+    rows: list[Mapping[str, Any]] = []
+    with tqdm(unit=" items", disable=None) as bar, logging_redirect_tqdm([log]):
+        run = Run(paced(services, rate), dry, only_some=bool(ids), tick=bar.update)
+        if as_json:
+            run.show = lambda entry: bar.write(json.dumps(entry, default=as_text))
+        elif dry:
+            run.show = lambda entry: rows.append(entry) if "difference" in entry else None
+        status = work_on_all(run, ids, workers)
+    if rows:
+        click.echo(table(rows))
+    for entry in run.failures:
+        click.echo(f"failed: {entry['item']}: {entry['error']}", err=True)
+    click.echo(run.summary(time.monotonic() - began), err=as_json)
+    sys.exit(status)

@@ -1,0 +1,129 @@
+"""Carry reports over: measure in OpenMeter, write to Stripe, and note what became of each."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import billing
+import usage
+from settings import Services
+
+# The items of one delivery get this long, so that it is answered within 40 s.
+ITEMS_SECONDS = 38
+
+log = logging.getLogger("app")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One period of an item to report, and the UTC second of which it is known to be so.
+
+    `reset` says that a reset ended the period early.
+    """
+
+    item: usage.MeteredItem
+    as_of: int
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of each item of one delivery; goes out as JSON."""
+
+    reported: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def warn(self, item: str, reason: str) -> None:
+        """Note and log what somebody should look at, though no retry would help."""
+        log.warning("%s: %s", item, reason)
+        self.warnings.append({"item": item, "warning": reason})
+
+    def fail(self, item: str, reason: str) -> None:
+        """Note and log what Stripe has to send again."""
+        entry = {"item": item, "error": reason}
+        if entry not in self.failed:
+            log.error("%s: %s", item, reason)
+            self.failed.append(entry)
+
+    @contextmanager
+    def noting(self, item: str, *, final: bool = True) -> Iterator[None]:
+        """Note a report that Stripe refuses, or that fails, and go on behind the `with`.
+
+        Without `final` a refusal counts as a failure, too.
+        """
+        try:
+            yield
+        except usage.ReportRefused as error:
+            (self.warn if final else self.fail)(item, str(error))
+        except usage.ReportFailed as error:
+            self.fail(item, str(error))
+
+    def add(self, other: "Outcome") -> None:
+        """Take over what became of other items."""
+        self.reported.extend(other.reported)
+        self.skipped.extend(other.skipped)
+        self.warnings.extend(other.warnings)
+        self.failed.extend(other.failed)
+
+
+def report_all(reports: list[Report], services: Services, outcome: Outcome) -> None:
+    """Report items at the same time, but the periods of one item in their order.
+
+    What has not begun after ITEMS_SECONDS never does, and what still runs is not waited for;
+    both count as failed.
+    """
+    jobs: dict[str, Future[Outcome]] = {}
+    for item in {report.item.id: report.item for report in reports}:
+        periods = [report for report in reports if report.item.id == item]
+        jobs[item] = services.pool.submit(report_in_order, periods, services)
+    wait(jobs.values(), ITEMS_SECONDS)
+    for item, job in jobs.items():
+        if job.done():
+            outcome.add(job.result())
+        else:
+            job.cancel()
+            outcome.fail(item, f"not reported within {ITEMS_SECONDS} s")
+
+
+def report_in_order(reports: list[Report], services: Services) -> Outcome:
+    """Report one after the other, whatever becomes of each."""
+    outcome = Outcome()
+    for report in reports:
+        with outcome.noting(report.item.id):
+            report_one(report, services, outcome)
+    return outcome
+
+
+def report_one(report: Report, services: Services, outcome: Outcome) -> None:
+    """Report one period of an item. Raises ReportRefused or ReportFailed."""
+    item = report.item
+    found = usage.total_usage(services.openmeter, item)
+    total = found or Decimal(0)
+    if not item.stripe_meter:
+        wait_for_first_second(item)
+    sent = billing.report(services.stripe, item, total, report.as_of)
+    if found is None:
+        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
+    fields = usage.report_fields(item, total)
+    log.info(", ".join(f"{name}: {value}" for name, value in fields.items()))
+    outcome.reported.append({"item": item.id, "quantity": sent, **fields})
+    if report.reset:
+        reason = f"a reset ended {usage.period_name(item)}, invoiced with what had been reported"
+        outcome.warn(
+            item.id, f"{reason} by then; its total is {total:f}, and the rest may be on no invoice"
+        )
+
+
+def wait_for_first_second(item: usage.MeteredItem) -> None:
+    """Sleep until the record's timestamp: Stripe takes none that lies in the future."""
+    seconds = billing.record_timestamp(item) - time.time()
+    if 0 < seconds <= 1:
+        time.sleep(seconds)

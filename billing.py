@@ -7,7 +7,7 @@ one, write its function and name it in `report`.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Decimal
-from http.client import BAD_REQUEST, CONFLICT
+from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
 from typing import Any, NamedTuple
 
 import stripe
@@ -324,7 +324,7 @@ def _call_once(account: Account, method: str, path: str, **options: Any) -> Json
     except stripe.InvalidRequestError as error:
         raise _refused_or_failed(error) from error
     except stripe.StripeError as error:
-        is_busy = isinstance(error, stripe.RateLimitError) or error.http_status == CONFLICT
+        is_busy = error.http_status in (CONFLICT, TOO_MANY_REQUESTS)
         raise (StripeBusy if is_busy else ReportFailed)(_reason(error)) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.

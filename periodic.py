@@ -1,11 +1,12 @@
 """The `flask report` command: report, or compare, every subscription that can still be billed."""
 
 import json
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from functools import partial
@@ -231,11 +232,12 @@ def work_on_all(run: Run, ids: list[str], workers: int) -> int:
 
     An interrupt lets those that have begun finish, and no other begin.
     """
-    places = BoundedSemaphore(4 * workers)
+    places, pending = BoundedSemaphore(4 * workers), set[Future[None]]()
     last = "the first"
 
     def done(name: str, job: Future[None]) -> None:
         places.release()
+        pending.discard(job)
         if not job.cancelled() and (error := job.exception()):
             run.fail(name, f"could not be worked on ({type(error).__name__})")
 
@@ -246,13 +248,16 @@ def work_on_all(run: Run, ids: list[str], workers: int) -> int:
                 places.acquire()
                 last = str(subscription["id"])
                 job = pool.submit(run.work, subscription, as_of)
+                pending.add(job)
                 job.add_done_callback(partial(done, last))
-            pool.shutdown()
+            wait(list(pending))
         except (usage.ReportRefused, usage.ReportFailed) as error:
             run.fail(f"the list of subscriptions after {last}", str(error))
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            log.warning("interrupted: what had begun was finished, the rest is not reported")
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            pool.shutdown(wait=False, cancel_futures=True)
+            log.warning("interrupted: what has begun is finished, the rest is not reported")
+            wait(list(pending))
             return INTERRUPTED
     return run.status()
 
@@ -283,7 +288,8 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     """Return comparisons as a table; `?` stands for what Stripe's summaries cannot tell."""
     cells = [{name: as_text(value) for name, value in row.items()} for row in rows]
     cells.sort(key=lambda row: (row["subscription"], row["item"], row["period"]))
-    return str(tabulate(cells, headers="keys", disable_numparse=True, missingval="?"))
+    text = str(tabulate(cells, headers="keys", disable_numparse=True, missingval="?"))
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 @click.command("report")

@@ -11,6 +11,7 @@ from fakes.processes import ROOT, Failed, Process, Processes, call
 
 ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
 HOUR = 3_600
+DIFFERENT = 3  # the exit status of a dry run that found a difference
 EXECUTIONS = [4, 3, 2, 1]
 SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https://\S+/(\w+)")
 REPORT_LINE = re.compile(r"^stripe_customer: .* UTC$", re.M)
@@ -45,10 +46,16 @@ def usage_records(processes: Processes, service: Process) -> None:
     for n, duration in enumerate(EXECUTIONS, start=1):
         use(processes, ids["customer"], f"execution-{n}", start, duration)
 
-    print("\n3. Update the subscription: Stripe tells the service, which reports\n")
+    print("\n3. Look at what a report would change: flask report --dry-run\n")
+    dry_run(processes, DIFFERENT)
+
+    print("\n4. Update the subscription: Stripe tells the service, which reports\n")
     print(*reports(processes, service, path, "metadata[plan]=demo", ["10.000000"]), sep="\n")
 
-    print("\n4. Reset the billing cycle: Stripe invoices what was reported\n")
+    print("\n5. Look again\n")
+    dry_run(processes, 0)
+
+    print("\n6. Reset the billing cycle: Stripe invoices what was reported\n")
     reports(processes, service, path, "billing_cycle_anchor=now", ["0.000000"])
     print(invoice(processes, ids["subscription"], 10))
 
@@ -57,25 +64,25 @@ def billing_meter(processes: Processes, service: Process) -> None:
     """Bill a Billing Meter over a renewal."""
     call("POST", f"{processes.stripe}/_fake/webhook", {"api_version": ENDIVE})
     print(
-        "\nBILLING METER\n\n5. Seed Stripe: python setup_stripe.py --billing meter --test-clock\n"
+        "\nBILLING METER\n\n7. Seed Stripe: python setup_stripe.py --billing meter --test-clock\n"
     )
     ids = seed(processes, "--billing", "meter", "--test-clock")
     path = f"/v1/subscriptions/{ids['subscription']}"
     renewal = period_end(processes, path)
     last_window = renewal - renewal % HOUR
 
-    print("\n6. Use the product: 7 units before the window of the renewal begins, then 3")
+    print("\n8. Use the product: 7 units before the window of the renewal begins, then 3")
     use(processes, ids["customer"], "before", last_window - 1, 7)
     use(processes, ids["customer"], "after", last_window, 3)
 
     print(
-        "\n7. Advance over the renewal: the service closes the period, then reports the new one\n"
+        "\n9. Advance over the renewal: the service closes the period, then reports the new one\n"
     )
     clock = f"/v1/test_helpers/test_clocks/{ids['test clock']}/advance"
     said = ["3.000000", "7.000000", "7.000000"]
     print(*reports(processes, service, clock, f"frozen_time={renewal + 60}", said), sep="\n")
 
-    print("\n8. Advance past the draft hour, and over the next renewal\n")
+    print("\n10. Advance past the draft hour, and over the next renewal\n")
     processes.stripe_call("POST", clock, f"frozen_time={renewal + 3 * HOUR}")
     print(invoice(processes, ids["subscription"], 7))
     next_renewal = period_end(processes, path)
@@ -101,6 +108,22 @@ def seed(processes: Processes, *options: str) -> dict[str, str]:
     if done.returncode or not {"product", "price", "customer", "subscription"} <= set(ids):
         raise Failed(f"setup_stripe.py ended with {done.returncode}: {done.stderr}")
     return ids
+
+
+def dry_run(processes: Processes, status: int) -> None:
+    """Run `flask report --dry-run`, show what it prints and check its exit status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "report", "--dry-run"],
+        cwd=ROOT,
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    print(done.stdout, end="", flush=True)
+    if done.returncode != status:
+        raise Failed(f"flask report ended with {done.returncode}: {done.stderr}")
 
 
 def use(processes: Processes, customer: str, name: str, at: int, duration: int) -> None:

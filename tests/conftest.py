@@ -74,6 +74,7 @@ class Stripe(StandIn):
     """Stripe's stand-in, with a customer on a test clock at START."""
 
     ids: dict[str, str] = field(default_factory=dict)
+    account: Any = None
 
     def call(self, method: str, path: str, version: str = ACACIA, **form: Any) -> Any:
         headers = {"Authorization": f"Bearer {KEY}", "Stripe-Version": version}
@@ -201,8 +202,10 @@ class OpenMeter(StandIn):
 
 @pytest.fixture
 def stripe_fake() -> Iterator[Stripe]:
-    server = serve(stripe_api.create_app())
-    yield Stripe(f"http://127.0.0.1:{server.server_port}")
+    application = stripe_api.create_app()
+    server = serve(application)
+    account = application.extensions["api"].account
+    yield Stripe(f"http://127.0.0.1:{server.server_port}", account=account)
     server.shutdown()
     server.server_close()
 

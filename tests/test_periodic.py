@@ -1,0 +1,510 @@
+"""The `flask report` command: all subscriptions, again and again, beside the webhook."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from click.testing import Result
+from pytest_mock import MockerFixture
+
+import billing
+import periodic
+import usage
+from fakes.processes import ROOT, Processes, call
+from tests.conftest import ACACIA, DAY, END, ENDIVE, START, OpenMeter, Service, Stripe
+from tests.test_meters import meter_events
+
+Start = Callable[..., Service]
+Many = Callable[..., Service]
+METERED = {"metadata[om_meter_id]": "m1"}
+REPORT = [sys.executable, "-m", "flask", "report"]
+HOUR = 3_600
+
+
+def report(service: Service, *options: str) -> Result:
+    """Run the command in this process."""
+    return service.client.application.test_cli_runner().invoke(args=["report", *options])
+
+
+def counts(result: Result) -> list[int]:
+    """Return subscriptions, items, reported, skipped, warned and failed."""
+    last = result.output.splitlines()[-1]
+    named = dict(re.findall(r"(\w+): (\d+)", last))
+    assert list(named) == [
+        "subscriptions", "items", "reported", "skipped", "warned", "failed", "seconds",
+    ]  # fmt: skip
+    return [int(count) for count in named.values()][:-1]
+
+
+def compared(service: Service, *options: str) -> tuple[int, list[dict[str, Any]]]:
+    """Return status and lines of a dry run, which has written nothing."""
+    service.forget()
+    result = report(service, "--dry-run", "--json", "--rate", "0", *options)
+    assert {seen["method"] for seen in service.stripe.requests()} <= {"GET"}
+    return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def subscribe(stripe: Stripe, count: int, price: str) -> list[dict[str, Any]]:
+    """Start subscriptions now, each with a metered item and a customer of its own."""
+    item = {"price": price, "metadata": {"om_meter_id": "m1"}}
+    return [
+        stripe.account.create_subscription(
+            {"customer": stripe.account.add("customer", "cus", test_clock=None)["id"]}
+            | {"items": [item]},
+            ACACIA,
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def many(start: Start) -> Many:
+    """Start the service with many subscriptions, each with 3 units of usage."""
+
+    def started(count: int, **settings: object) -> Service:
+        service = start(**settings)
+        product = service.stripe.call("POST", "products", name="Epsilon")["id"]
+        recurring = {"recurring[interval]": "month", "recurring[usage_type]": "metered"}
+        price = service.stripe.call("POST", "prices", product=product, unit_amount=1, **recurring)
+        moment = datetime.now(UTC).isoformat()
+        events = [
+            {"id": found["id"], "source": "test", "specversion": "1.0", "type": "execution"}
+            | {"subject": found["customer"], "time": moment, "data": {"duration": 3}}
+            for found in subscribe(service.stripe, count, price["id"])
+        ]
+        call("POST", f"{service.openmeter.url}/api/v1/events", events)
+        return service
+
+    return started
+
+
+def held(service: Service) -> list[int]:
+    """Return the usage of each item's running period."""
+    account = service.stripe.account
+    return [
+        account.usage(found["items"][0], found["start"], found["end"])
+        for found in account.all("subscription")
+    ]
+
+
+# All subscriptions
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 101, 1_000])
+def test_all_pages_are_reported(many: Many, count: int) -> None:
+    service = many(count)
+    result = report(service, "--rate", "0")
+    assert result.exit_code == 0, result.output
+    assert counts(result) == [count, count, count, 0, 0, 0]
+    assert held(service) == [3] * count
+    listed = [seen for seen in service.stripe.requests() if seen["path"] == "/v1/subscriptions"]
+    assert len(listed) == max(1, -(-count // 100))
+
+
+def test_a_run_and_a_webhook_log_and_write_the_same(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert service.deliver(service.stripe.subscription()).status_code == 200
+    (line,) = [said for said in caplog.messages if "total_usage" in said]
+    (sent,) = [seen for seen in service.stripe.requests() if seen["method"] == "POST"]
+    service.forget()
+    caplog.clear()
+    assert counts(report(service)) == [1, 1, 1, 0, 0, 0]
+    assert [said for said in caplog.messages if "total_usage" in said] == [line]
+    assert [seen for seen in service.stripe.requests() if seen["method"] == "POST"] == [sent]
+
+
+@pytest.mark.parametrize(("status", "listed"), [("trialing", 1), ("unpaid", 1), ("paused", 0)])
+def test_only_what_can_still_be_billed_is_reported(
+    many: Many, mocker: MockerFixture, status: str, listed: int
+) -> None:
+    service = many(1)
+    read = billing.subscriptions
+
+    def shown(*given: Any, **filters: Any) -> billing.Page:
+        page = read(*given, **filters)
+        return billing.Page([{**entry, "status": status} for entry in page.entries], False)
+
+    mocker.patch("billing.subscriptions", shown)
+    assert counts(report(service)) == [listed, listed, listed, 0, 0, 0]
+
+
+def test_items_that_are_not_metered_are_skipped(start: Start) -> None:
+    service = start()
+    service.stripe.seed({}, METERED)
+    assert counts(report(service)) == [1, 2, 1, 1, 1, 0]
+
+
+def test_some_subscriptions_can_be_named(many: Many) -> None:
+    service = many(4)
+    names = [found["id"] for found in service.stripe.account.all("subscription")]
+    options = [f"--subscription={name}" for name in (names[1], names[3], names[1])]
+    assert counts(report(service, *options)) == [2, 2, 2, 0, 0, 0]
+    assert held(service) == [0, 3, 0, 3]
+
+
+def test_a_named_subscription_that_cannot_be_billed_fails(many: Many) -> None:
+    service = many(2)
+    gone, other = (found["id"] for found in service.stripe.account.all("subscription"))
+    service.stripe.call("DELETE", f"subscriptions/{gone}")
+    result = report(service, *[f"--subscription={name}" for name in (gone, "sub_x", other)])
+    assert result.exit_code == 1
+    assert f"failed: {gone}: is canceled: nothing more can be billed" in result.output
+    assert "failed: sub_x: gone from Stripe" in result.output
+    assert counts(result) == [1, 1, 1, 0, 0, 2]
+
+
+@pytest.mark.parametrize("name", ["../x", "", "sub 1"])
+def test_what_is_no_id_is_refused(service: Service, name: str) -> None:
+    service.forget()
+    result = report(service, f"--subscription={name}")
+    assert (result.exit_code, service.called()) == (2, [])
+    assert "is no id" in result.output
+
+
+@pytest.mark.parametrize("option", ["--workers=0", "--workers=65", "--rate=-1", "--rate=x"])
+def test_options_out_of_range_are_refused(service: Service, option: str) -> None:
+    assert report(service, option).exit_code == 2
+
+
+# What goes wrong on the way
+
+
+def test_subscriptions_that_end_during_a_run_do_no_harm(many: Many, mocker: MockerFixture) -> None:
+    service = many(101)
+    ids = [found["id"] for found in service.stripe.account.all("subscription")][::-1]
+    read = billing.subscriptions
+
+    def reading(account: billing.Account, after: str | None, **filters: str) -> billing.Page:
+        page = read(account, after, **filters)
+        if after is None:
+            for ended in (ids[0], ids[99]):
+                service.stripe.call("DELETE", f"subscriptions/{ended}")
+        return page
+
+    mocker.patch("billing.subscriptions", reading)
+    result = report(service, "--rate", "0")
+    assert result.exit_code == 0, result.output
+    assert counts(result) == [101, 101, 99, 0, 2, 0]
+
+
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_storm_of_refusals_is_waited_out(many: Many, status: int) -> None:
+    service = many(5)
+    service.stripe.fault(path="/usage_records", status=status, times=30)
+    service.stripe.fault(path="/v1/subscriptions", status=status, times=2)
+    assert counts(report(service)) == [5, 5, 5, 0, 0, 0]
+    assert held(service) == [3] * 5
+
+
+def test_an_outage_fails_what_it_meets_and_the_next_run_repairs_it(many: Many) -> None:
+    service = many(10)
+    service.openmeter.fault(path="/query", status=503, skip=4, times=1_000)
+    result = report(service)
+    assert result.exit_code == 1
+    assert counts(result) == [10, 10, 4, 0, 0, 6]
+    assert sorted(held(service)) == [0] * 6 + [3] * 4
+    named = re.findall(r"^failed: (si_\w+): meter m1: OpenMeter answered 503", result.output, re.M)
+    assert len(set(named)) == 6
+    service.openmeter.fake("DELETE", "faults")
+    assert report(service).exit_code == 0
+    assert held(service) == [3] * 10
+
+
+def test_a_list_that_cannot_be_read_on_ends_the_run_with_a_reason(many: Many) -> None:
+    service = many(150)
+    service.stripe.fault(path="/v1/subscriptions", method="GET", status=500, skip=1, times=10)
+    result = report(service, "--rate", "0")
+    assert result.exit_code == 1
+    assert counts(result) == [100, 100, 100, 0, 0, 1]
+    assert re.search(r"failed: the list of subscriptions after sub_\d+: Stripe ans", result.output)
+
+
+def test_a_subscription_that_cannot_be_billed_stops_no_other(many: Many) -> None:
+    service = many(3)
+    broken = service.stripe.account.all("subscription")[1]
+    service.stripe.account.all("subscription_item")[1]["metadata"] = {"om_meter_id": "M 1"}
+    result = report(service)
+    assert (result.exit_code, held(service)) == (1, [3, 0, 3])
+    assert f"failed: {broken['id']}: items.data[0].metadata.om_meter_id is no" in result.output
+
+
+def test_a_mistake_of_ours_is_a_failure_of_one_subscription(
+    many: Many, mocker: MockerFixture
+) -> None:
+    service = many(2)
+    total = usage.total_usage
+    mocker.patch("usage.total_usage", side_effect=[ZeroDivisionError("secret"), total])
+    mocker.patch("billing.report", return_value=3)
+    result = report(service, "--workers", "1")
+    assert result.exit_code == 1
+    assert "could not be worked on (ZeroDivisionError)" in result.output
+    assert "secret" not in result.output
+
+
+def test_two_runs_and_webhooks_at_once_end_in_the_same_records(many: Many) -> None:
+    service = many(20)
+    subscriptions = service.stripe.call("GET", "subscriptions", limit=100)["data"]
+    results: list[Any] = []
+    runs = [
+        threading.Thread(target=lambda: results.append(report(service, "--rate", "0").exit_code))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    for subscription in subscriptions:
+        results.append(200 - service.deliver(subscription).status_code)
+    for run in runs:
+        run.join()
+    assert results == [0] * 22
+    assert held(service) == [3] * 20
+
+
+# Billing Meters
+
+
+def test_a_draft_is_still_reported_and_a_final_invoice_is_not(start: Start) -> None:
+    service = start()
+    service.stripe.seed({**METERED, "price": service.stripe.metered_price()})
+    service.openmeter.use(service.stripe.ids["customer"], 7)
+    service.openmeter.use(service.stripe.ids["customer"], 2, time="2023-07-07T14:10:00Z")
+    service.stripe.collect_events(ENDIVE)
+    service.stripe.advance(END + 60)
+    assert counts(report(service)) == [1, 1, 2, 0, 0, 0]
+    assert meter_events(service) == [(END - 1, "7"), (END + 60, "2")]
+    service.stripe.advance(END + 3 * DAY + HOUR)
+    assert service.stripe.invoiced() == [("open", [7])]
+    service.forget()
+    assert counts(report(service)) == [1, 1, 1, 0, 0, 0]
+    assert meter_events(service) == [(END + 3 * DAY + HOUR, "2")]
+
+
+def test_a_draft_behind_another_invoice_is_found(start: Start) -> None:
+    service = start()
+    service.stripe.seed({**METERED, "price": service.stripe.metered_price()})
+    service.openmeter.use(service.stripe.ids["customer"], 7)
+    service.stripe.collect_events(ENDIVE)
+    service.stripe.advance(END + 60)
+    service.stripe.update(billing_cycle_anchor="now")
+    service.stripe.advance(END + 120)
+    report(service)
+    assert meter_events(service)[0] == (END - 1, "7")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_subscriptions_on_one_billing_meter_are_refused(many: Many, named: bool) -> None:
+    service = many(0)
+    first, second = subscribe(service.stripe, 2, service.stripe.metered_price())
+    second["customer"] = first["customer"]
+    options = [f"--subscription={first['id']}"] if named else []
+    result = report(service, *options)
+    assert result.exit_code == 1
+    ids = [found["items"][0] for found in (first, second)]
+    assert re.search(
+        f"failed: ({ids[0]} and {ids[1]}|{ids[1]} and {ids[0]}): would overwrite each other's "
+        "totals on Billing Meter mtr_",
+        result.output,
+    )
+    assert len(meter_events(service)) == 1 - named
+
+
+def test_the_same_billing_meter_serves_many_customers(many: Many) -> None:
+    service = many(0)
+    subscribe(service.stripe, 3, service.stripe.metered_price())
+    result = report(service)
+    assert (result.exit_code, len(meter_events(service))) == (0, 3)
+
+
+# Looking before acting
+
+
+def test_a_dry_run_compares_records_and_writes_nothing(service: Service) -> None:
+    service.openmeter.use(service.stripe.ids["customer"], 0.5)
+    status, (line,) = compared(service)
+    assert status == 3
+    assert line == {
+        "subscription": service.stripe.ids["subscription"],
+        "item": service.stripe.items()[0],
+        "meter": "m1",
+        "subject": service.stripe.ids["customer"],
+        "period": "2023-06-07 14:00:00 - 2023-07-07 14:00:00",
+        "openmeter": "10.5",
+        "stripe": "0",
+        "difference": "10",
+    }
+    assert report(service).exit_code == 0
+    status, (line,) = compared(service)
+    assert (status, line["stripe"], line["difference"]) == (0, "10", "0")
+    service.openmeter.use(service.stripe.ids["customer"], 100)
+    status, (line,) = compared(service)
+    assert (status, line["openmeter"], line["difference"]) == (3, "110.5", "100")
+
+
+def test_a_dry_run_compares_billing_meters(start: Start) -> None:
+    service = start()
+    service.stripe.seed({**METERED, "price": service.stripe.metered_price()})
+    service.openmeter.use(service.stripe.ids["customer"], 7.25)
+    status, (line,) = compared(service)
+    assert (status, line["stripe"], line["difference"]) == (3, "0", "7.25")
+    assert report(service).exit_code == 0
+    status, (line,) = compared(service)
+    assert (status, line["stripe"], line["difference"]) == (0, "7.25", "0")
+
+
+@pytest.mark.parametrize(("offset", "before"), [(0, ["?", "7"]), (30, ["0", "7"])])
+def test_a_closed_period_is_compared_if_it_ends_on_a_full_minute(
+    start: Start, mocker: MockerFixture, offset: int, before: list[str]
+) -> None:
+    mocker.patch("tests.conftest.START", START + offset)
+    service = start()
+    service.stripe.seed({**METERED, "price": service.stripe.metered_price()})
+    service.openmeter.use(service.stripe.ids["customer"], 7)
+    service.stripe.collect_events(ENDIVE)
+    service.stripe.advance(END + offset + 60)
+    status, (closed, running) = compared(service)
+    assert status == 3
+    shown = [closed["stripe"] or "?", closed["openmeter"]]
+    assert shown == before
+    assert (running["stripe"], running["openmeter"], running["difference"]) == ("0", "0", "0")
+    assert report(service).exit_code == 0
+    status, (closed, _) = compared(service)
+    assert (status, closed["difference"]) == ((0, "0") if offset else (3, None))
+
+
+def test_a_dry_run_prints_a_table(many: Many) -> None:
+    service = many(2)
+    result = report(service, "--dry-run")
+    head, rule, *rows, last = result.stdout.splitlines()
+    assert head.split() == [
+        "subscription", "item", "meter", "subject", "period", "openmeter", "stripe", "difference",
+    ]  # fmt: skip
+    assert set(rule) == {"-", " "}
+    assert [row.split()[-3:] for row in rows] == [["3", "0", "3"]] * 2
+    assert last.startswith("subscriptions: 2, items: 2, reported: 0,")
+
+
+def test_a_comparison_that_fails_is_named(service: Service) -> None:
+    service.openmeter.fault(path="/query", status=503, times=10)
+    result = report(service, "--dry-run")
+    assert result.exit_code == 1
+    assert "failed: si_" in result.output
+
+
+def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -> None:
+    service = many(3)
+    service.stripe.account.all("subscription_item")[0]["metadata"] = {"om_meter_id": "m9"}
+    result = report(service, "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sorted(set(line) - {"item"} == {"error"} for line in lines) == [False, False, True]
+    assert [line["quantity"] for line in lines if "quantity" in line] == [3, 3]
+    assert result.stderr.splitlines()[-1].startswith("subscriptions: 3, items: 3, reported: 2")
+
+
+# Pace
+
+
+@pytest.mark.parametrize(("key", "rate"), [("sk_test_1", 20), ("sk_live_1", 80), ("rk_live_1", 80)])
+def test_the_usual_rate_depends_on_the_key(
+    start: Start, mocker: MockerFixture, key: str, rate: int
+) -> None:
+    paced = mocker.spy(periodic, "paced")
+    report(start(STRIPE_KEY=key))
+    assert [call.args[1] for call in paced.call_args_list] == [rate]
+
+
+def test_requests_to_stripe_keep_to_the_rate(many: Many) -> None:
+    service = many(30)
+    began = time.monotonic()
+    result = report(service, "--rate", "10")
+    # 31 requests: ten at once, and ten in each second after.
+    assert 3 <= time.monotonic() - began < 6
+    assert counts(result)[2] == 30
+
+
+# Real processes
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    with Processes() as running:
+        yield running
+
+
+def seeded(processes: Processes, count: int) -> Stripe:
+    stripe = Stripe(processes.stripe)
+    stripe.seed(*[METERED] * count)
+    OpenMeter(processes.openmeter).use(stripe.ids["customer"], 10)
+    return stripe
+
+
+def test_a_pipe_gets_lines_and_a_terminal_a_progress_bar(processes: Processes) -> None:
+    seeded(processes, 3)
+    environment = processes.environment()
+    piped = subprocess.run(
+        REPORT, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert piped.returncode == 0
+    assert re.fullmatch(r"subscriptions: 1, items: 3, reported: 3, .*\n", piped.stdout)
+    assert piped.stderr.count("total_usage: 10.000000") == 3
+    assert "\r" not in piped.stderr
+    main, side = pty.openpty()
+    termios.tcsetwinsize(side, (24, 80))
+    terminal = subprocess.Popen(REPORT, cwd=ROOT, env=environment, stdout=side, stderr=side)
+    os.close(side)
+    printed = b""
+    try:
+        while chunk := os.read(main, 4_096):
+            printed += chunk
+    except OSError:  # Linux says so when the other side has closed
+        pass
+    os.close(main)
+    assert terminal.wait(60) == 0
+    assert re.search(rb"\r3 items \[00:0\d, +\d+\.\d+ items/s\]", printed), printed
+    assert printed.count(b"total_usage: 10.000000") == 3
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_interrupt_ends_cleanly_and_says_how_far_it_got(
+    processes: Processes, signals: int
+) -> None:
+    stripe = Stripe(processes.stripe)
+    for _ in range(4):
+        stripe.seed()
+    call("POST", f"{processes.openmeter}/_fake/faults", {"path": "/query", "delay": 1, "times": 99})
+    command = [*REPORT, "--workers", "1"]
+    run = processes.start("flask report", command, processes.environment())
+    seen = f"{processes.openmeter}/_fake/requests"
+    while not call("GET", seen)["requests"]:
+        time.sleep(0.02)
+    for _ in range(signals):
+        run.popen.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    status, printed = run.popen.wait(30), run.printed()
+    assert status == 130, printed
+    assert "Traceback" not in printed
+    assert "interrupted: what has begun is finished" in printed
+    assert re.search(r"^subscriptions: 1, items: 1, reported: 1, .*failed: 0", printed, re.M), (
+        printed
+    )
+    assert len(call("GET", seen)["requests"]) == 1
+
+
+def test_a_run_that_cannot_start_has_a_status_of_its_own() -> None:
+    done = subprocess.run(
+        [*REPORT, "--dry-run"], cwd=ROOT, env={**os.environ, "STRIPE_KEY": "a b"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Cannot start" in done.stderr

@@ -3,31 +3,36 @@
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
 # make check-long  20,000 random histories of billing (one to two hours)
+# make bench   the measurements that the README quotes (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
 INSTALLED = .venv/installed
+PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check check-long run lock
+.PHONY: demo test check check-long run bench lock
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
 
 test: $(INSTALLED)
-	@.venv/bin/python -m pytest -q
+	@$(PYTEST)
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy .
-	.venv/bin/python -m pytest -q
+	$(PYTEST)
 
 run: $(INSTALLED)
 	@exec .venv/bin/gunicorn "app:create_app()"
 
 check-long: $(INSTALLED)
-	MODEL_HISTORIES=20000 .venv/bin/python -m pytest -q tests/test_model.py
+	MODEL_HISTORIES=20000 $(PYTEST) tests/test_model.py
+
+bench: $(INSTALLED)
+	@.venv/bin/python -m bench
 
 lock:
 	$(PYTHON) -m venv --clear .lock

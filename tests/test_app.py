@@ -303,6 +303,7 @@ V1 = signed(IGNORED).split("v1=")[1]
         ("t=1,v1=\xe9", "not ASCII"),
         (f"t={int(time.time())},v1=\xff\xfe", "not ASCII"),
     ],
+    ids=map(str, range(15)),
 )
 def test_a_delivery_that_is_not_genuine_is_refused_and_nobody_is_called(
     service: Service, signature: str, reason: str

@@ -16,7 +16,7 @@ MODULES = {
     "pytest-mock": "pytest_mock",
     "python-dotenv": "dotenv",
 }
-COMMANDS = {"gunicorn", "mypy", "pytest-socket", "ruff"}
+COMMANDS = {"gunicorn", "mypy", "pytest-socket", "pytest-xdist", "ruff"}
 
 
 def pins(name: str) -> dict[str, str]:

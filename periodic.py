@@ -25,7 +25,8 @@ import billing
 import usage
 from events import as_read_now, closed_by_invoice, is_renewal_draft, metered_items
 from reports import Outcome, Report, log, report_in_order
-from settings import MAX_CONNECTIONS, Services
+from settings import Services
+from transport import MAX_CONNECTIONS
 
 BILLABLE = ("active", "trialing", "past_due", "unpaid")
 # Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).

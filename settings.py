@@ -11,21 +11,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openmeter
-import requests
 import stripe
 from corehttp.runtime.pipeline import PipelineResponse
 from corehttp.runtime.policies import RetryPolicy
 from corehttp.transport.requests import RequestsTransport
 from dotenv import dotenv_values
-from requests.adapters import HTTPAdapter
-from urllib3 import Timeout
 
 import billing
 import usage
+from transport import http_session
 
 # Items that one process reports at the same time; gunicorn's 16 threads read beside them.
 POOL_THREADS = 32
-MAX_CONNECTIONS = 64
 LAST_PORT = 65_535
 
 
@@ -127,34 +124,11 @@ def environment() -> dict[str, str | None]:
     return {**file, **{name: value for name, value in os.environ.items() if value}}
 
 
-class BoundedAdapter(HTTPAdapter):
-    """Give one attempt 3 s to connect, 8 s to read and 9 s for both.
-
-    With one retry at either service, and Stripe's being busy, an item stays under 40 s.
-    """
-
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, **options: Any
-    ) -> requests.Response:
-        """Send with our time-outs, whatever the caller's are."""
-        options["timeout"] = Timeout(connect=3, read=8, total=9)
-        return super().send(request, **options)
-
-
 class RetryOnce(RetryPolicy):
     """Retry at once: a `Retry-After` could make the caller sleep for hours."""
 
     def get_retry_after(self, response: PipelineResponse[Any, Any]) -> None:
         """Return no wait."""
-
-
-def http_session() -> requests.Session:
-    """Return a session that the threads of a process share."""
-    session = requests.Session()
-    session.max_redirects = 0
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, BoundedAdapter(pool_maxsize=MAX_CONNECTIONS))
-    return session
 
 
 @dataclass(frozen=True)
@@ -175,13 +149,13 @@ def connect(settings: Mapping[str, Any]) -> Services:
         settings["STRIPE_KEY"],
         base_addresses={"api": settings["STRIPE_API_BASE"]},
         max_network_retries=1,
-        http_client=stripe.RequestsClient(session=http_session()),
+        http_client=stripe.RequestsClient(session=http_session(settings["STRIPE_API_BASE"])),
     )
     openmeter_client = openmeter.Client(
         endpoint=settings["OPENMETER_URL"],
         token=settings["OPENMETER_TOKEN"],
         retry_policy=RetryOnce(retry_total=1),
-        transport=RequestsTransport(session=http_session()),
+        transport=RequestsTransport(session=http_session(settings["OPENMETER_URL"])),
     )
     return Services(
         openmeter=openmeter_client,

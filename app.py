@@ -1,13 +1,15 @@
-"""The web edge: POST /webhook, GET /healthz, and the `flask report` command."""
+"""The web edge: POST /webhook, and what the service is made of."""
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from http.client import INTERNAL_SERVER_ERROR, OK, UNPROCESSABLE_ENTITY
 from typing import Any
 
 import stripe
-from flask import Flask, request
+from flask import Flask, g, request
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
@@ -18,14 +20,18 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
+import health
+import metrics
 import periodic
 import usage
 from events import EVENTS
-from logs import Hide, LevelFormatter
-from settings import SECRETS, connect, environment, read_settings
+from logs import Hide, begin, formatter
+from reports import Outcome, milliseconds_since
+from settings import connect, environment, read_settings, secrets_of
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
+OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
 log = logging.getLogger("app")
 
@@ -43,21 +49,30 @@ def raw_body() -> bytes:
     return body
 
 
-def genuine_event(body: bytes, signature: str | None, webhook_secret: str) -> dict[str, Any]:
-    """Verify a delivery's raw bytes, then parse them.
+def verify(body: bytes, signature: str | None, secrets: tuple[str, ...]) -> None:
+    """See that a delivery's raw bytes were signed with one of the secrets.
 
     Raises BadRequest (docs.stripe.com/webhooks, "Verify webhook signatures manually").
     """
     if not signature:
         raise BadRequest("there is no Stripe-Signature header")
-    try:
-        stripe.WebhookSignature.verify_header(
-            body, signature, webhook_secret, SIGNATURE_TOLERANCE_SECONDS
-        )
-    except stripe.SignatureVerificationError as error:
-        raise BadRequest(f"Stripe-Signature: {error.user_message}") from error
-    except (TypeError, UnicodeError) as error:
-        raise BadRequest("the signature is not ASCII or the body is not UTF-8") from error
+    reasons: dict[str | None, None] = {}
+    for secret in secrets:
+        try:
+            stripe.WebhookSignature.verify_header(
+                body, signature, secret, SIGNATURE_TOLERANCE_SECONDS
+            )
+        except stripe.SignatureVerificationError as error:
+            reasons[error.user_message] = None
+        except (TypeError, UnicodeError) as error:
+            raise BadRequest("the signature is not ASCII or the body is not UTF-8") from error
+        else:
+            return
+    raise BadRequest(f"Stripe-Signature: {' / '.join(map(str, reasons))}")
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """Return a verified delivery's event. Raises BadRequest."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -68,15 +83,36 @@ def genuine_event(body: bytes, signature: str | None, webhook_secret: str) -> di
 
 
 def event_name(event: Mapping[str, Any]) -> str:
-    """Return an event's id, if it has one, for an error."""
+    """Return an event's id, if it has one, for a line."""
     event_id = event.get("id")
     known = isinstance(event_id, str) and usage.STRIPE_ID.fullmatch(event_id)
     return f"event {event_id}" if known else "an event without id"
 
 
+def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
+    """Log what became of a delivery, once."""
+    taken = {"milliseconds": milliseconds_since(g.began)}
+    log.log(level, said, extra={"status": status, "outcome": outcome, **taken})
+
+
+def answer(event: Mapping[str, Any], outcome: Outcome | None) -> tuple[dict[str, Any], int]:
+    """Return what a genuine event is answered with, and log it."""
+    name = f"{event_name(event)} ({usage.one_line(event['type'])})"
+    if outcome is None:
+        log_delivery(logging.INFO, f"{name}: ignored", OK, "ignored")
+        return {"ignored": event["type"]}, OK
+    status, word = (INTERNAL_SERVER_ERROR, "failed") if outcome.failed else (OK, "reported")
+    log_delivery(logging.INFO, f"{name}: {outcome}", status, word)
+    return asdict(outcome), status
+
+
 def error_as_json(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
-    log.warning("answered %s: %s", error.code, error.description)
+    code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
+    if request.endpoint == "webhook":
+        log_delivery(logging.WARNING, said, code, OUTCOMES.get(code, "not genuine"))
+    else:
+        log.warning(said)
     response = error.get_response()
     response.content_type = "application/json"
     response.set_data(json.dumps({"error": error.description}))
@@ -89,27 +125,31 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     Raises SettingsError.
     """
     settings = read_settings(environment() if config is None else config)
-    services = connect(settings)
+    services = connect(settings, metrics.observer) if settings["METRICS"] else connect(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
     app.extensions["services"] = services
     app.cli.add_command(periodic.report)
     app.register_error_handler(HTTPException, error_as_json)
     app.logger.setLevel(logging.INFO)
-    default_handler.setFormatter(LevelFormatter())
-    hidden = Hide(*(settings[name] for name in SECRETS))
+    default_handler.setFormatter(formatter(settings["LOG_FORMAT"]))
+    hidden = Hide(*secrets_of(settings))
     app.logger.filters[:] = [hidden]
+    health.register(app, services)
+    if settings["METRICS"]:
+        metrics.register(app, EVENTS)
+
+    @app.before_request
+    def begin_request() -> None:
+        """Note when a request began, and that nothing is known of it yet."""
+        g.began = time.monotonic()
+        begin()
 
     @app.after_request
     def without_secrets(response: Response) -> Response:
         """Answer no secret that a service may have echoed."""
         response.set_data(hidden.hide(response.get_data(as_text=True)))
         return response
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        """Answer 200 without calling anybody."""
-        return {"status": "ok"}
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
@@ -123,8 +163,10 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
         500: OpenMeter or Stripe failed for some item; Stripe sends the event again, and
              holds a draft invoice meanwhile.
         """
-        signature = request.headers.get("Stripe-Signature")
-        event = genuine_event(raw_body(), signature, settings["STRIPE_WEBHOOK_SECRET"])
+        body, signature = raw_body(), request.headers.get("Stripe-Signature")
+        verify(body, signature, settings["STRIPE_WEBHOOK_SECRET"])
+        event = parsed(body)
+        begin(event=usage.one_line(event.get("id")), type=usage.one_line(event.get("type")))
         if not isinstance(event.get("type"), str):
             raise UnprocessableEntity("type is missing")
         report = EVENTS.get(event["type"])
@@ -132,9 +174,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
             outcome = report(event, services) if report else None
         except usage.InvalidSubscription as error:
             raise UnprocessableEntity(f"{error} ({event_name(event)})") from error
-        if outcome is None:
-            return {"ignored": event["type"]}, 200
-        return asdict(outcome), 500 if outcome.failed else 200
+        return answer(event, outcome)
 
     return app
 

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import stripe
 from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from usage import Json, MeteredItem, ReportFailed, ReportRefused, one_line, quantity
+from usage import (
+    Json,
+    MeteredItem,
+    PeriodClosed,
+    ReportFailed,
+    ReportRefused,
+    one_line,
+    quantity,
+)
 
 # The last API version that has usage records
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
@@ -203,7 +211,7 @@ def billing_meter(account: Account, meter_id: str) -> Json:
         try:
             meter = _call(account, "get", f"/v1/billing/meters/{meter_id}")
         except ReportRefused as error:
-            raise ReportFailed(str(error)) from error
+            raise ReportFailed(str(error), error.request_id) from error
         account.meters[meter_id] = _usable(meter, meter_id)
     return account.meters[meter_id]
 
@@ -228,6 +236,11 @@ def _usable(meter: Json, meter_id: str) -> Json:
         return meter
     cure = "make one with the formula 'last' and a price for it"
     raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")
+
+
+def check_stripe(account: Account) -> None:
+    """See whether Stripe answers, and knows the key. Raises ReportRefused or ReportFailed."""
+    _call_once(account, "get", "/v1/subscriptions", limit=1)
 
 
 def subscription(account: Account, subscription_id: str) -> Json:
@@ -325,7 +338,8 @@ def _call_once(account: Account, method: str, path: str, **options: Any) -> Json
         raise _refused_or_failed(error) from error
     except stripe.StripeError as error:
         is_busy = error.http_status in (CONFLICT, TOO_MANY_REQUESTS)
-        raise (StripeBusy if is_busy else ReportFailed)(_reason(error)) from error
+        kind = StripeBusy if is_busy else ReportFailed
+        raise kind(_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
@@ -339,10 +353,10 @@ def _refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | Rep
     """
     reason = _reason(error)
     if error.param == "timestamp" and error.http_status == BAD_REQUEST and "future" not in reason:
-        return ReportRefused(f"the billing period has closed: {reason}")
+        return PeriodClosed(f"the billing period has closed: {reason}", error.request_id)
     if error.code == "resource_missing":
-        return ReportRefused(f"gone from Stripe: {reason}")
-    return ReportFailed(reason)
+        return ReportRefused(f"gone from Stripe: {reason}", error.request_id)
+    return ReportFailed(reason, error.request_id)
 
 
 def _reason(error: stripe.StripeError) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import billing
 import usage
-from reports import Outcome, Report, report_all
+from logs import about
+from reports import Outcome, Report, item_fields, report_all
 from settings import Services
 
 FRESH_SECONDS = 5
@@ -104,7 +105,8 @@ def warn_of_changes(
     for line in lines:
         item, price = str(usage.line_item(line)), usage.line_price(line)
         if prices.get(item, price) != price or item not in others:
-            outcome.warn(item, "is gone or has another price since the invoiced period; check it")
+            reason = "is gone or has another price since the invoiced period; check it"
+            outcome.warn(item, reason, "changed")
 
 
 def earlier_resets(
@@ -220,7 +222,9 @@ def closed_reports(
             reports.append(Report(closed, closed.end, by_reset))
         else:
             reason = f"{usage.period_name(closed)} has closed and can no longer be written"
-            outcome.warn(item.id, f"{reason}: usage after its last report is on no invoice")
+            lost = "usage after its last report is on no invoice"
+            with about(**item_fields(closed)):
+                outcome.warn(item.id, f"{reason}: {lost}", "closed")
     return reports
 
 

@@ -1,14 +1,41 @@
-"""How the service logs: one line per outcome, without secrets."""
+"""How the service logs: one line per outcome, without secrets, as text or as JSON."""
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+
+from pythonjsonlogger.json import JsonFormatter
+
+# What the lines of a delivery, and of a report in it, are about: names and ids of JSON's fields.
+ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+
+
+def begin(**fields: str) -> None:
+    """Let each line from here on be about these fields alone."""
+    ABOUT.set(fields)
+
+
+@contextmanager
+def about(**fields: str) -> Iterator[None]:
+    """Let each line that is logged inside be about these fields, too."""
+    token = ABOUT.set({**ABOUT.get(), **fields})
+    try:
+        yield
+    finally:
+        ABOUT.reset(token)
 
 
 class Hide(logging.Filter):
-    """Take secrets out of what is logged or answered, should a service echo them."""
+    """Take secrets out of what is logged or answered, should a service echo them.
+
+    It also lets a line say what it is about.
+    """
 
     def __init__(self, *secrets: str | None) -> None:
         super().__init__()
-        self.secrets = [text for text in secrets if text]
+        self.secrets = sorted((text for text in secrets if text), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
         """Return a text without the secrets."""
@@ -20,7 +47,10 @@ class Hide(logging.Filter):
         """Rewrite a record."""
         record.msg, record.args = self.hide(record.getMessage()), ()
         if record.exc_info:
-            record.exc_text = self.hide(logging.Formatter().formatException(record.exc_info))
+            text = logging.Formatter().formatException(record.exc_info)
+            record.exc_text, record.exc_info = self.hide(text), None
+        for name, value in ABOUT.get().items():
+            record.__dict__.setdefault(name, self.hide(value))
         return True
 
 
@@ -31,3 +61,14 @@ class LevelFormatter(logging.Formatter):
         """Return the line."""
         line = super().format(record)
         return line if record.levelno == logging.INFO else f"{record.levelname}: {line}"
+
+
+def json_formatter() -> JsonFormatter:
+    """Return what writes one JSON object a line: time (UTC), level, message and fields."""
+    names = {"timestamp": "time", "levelname": "level"}
+    return JsonFormatter("{levelname}{message}", style="{", timestamp=True, rename_fields=names)
+
+
+def formatter(name: str) -> logging.Formatter:
+    """Return the formatter of a LOG_FORMAT."""
+    return json_formatter() if name == "json" else LevelFormatter()

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import billing
 import usage
+from logs import about
 from settings import Services
 
 # The items of one delivery get this long, so that it is answered within 40 s.
@@ -40,16 +42,17 @@ class Outcome:
     warnings: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
-    def warn(self, item: str, reason: str) -> None:
+    def warn(self, item: str, reason: str, kind: str, outcome: str = "warned") -> None:
         """Note and log what somebody should look at, though no retry would help."""
-        log.warning("%s: %s", item, reason)
+        fields = {"item": item, "outcome": outcome, "warning": kind}
+        log.warning("%s: %s", item, reason, extra=fields)
         self.warnings.append({"item": item, "warning": reason})
 
     def fail(self, item: str, reason: str) -> None:
         """Note and log what Stripe has to send again."""
         entry = {"item": item, "error": reason}
         if entry not in self.failed:
-            log.error("%s: %s", item, reason)
+            log.error("%s: %s", item, reason, extra={"item": item, "outcome": "failed"})
             self.failed.append(entry)
 
     @contextmanager
@@ -60,10 +63,21 @@ class Outcome:
         """
         try:
             yield
-        except usage.ReportRefused as error:
-            (self.warn if final else self.fail)(item, str(error))
-        except usage.ReportFailed as error:
+        except usage.NotReported as error:
+            answered = {"request_id": error.request_id} if error.request_id else {}
+            with about(**answered):
+                self._note(item, error, final=final)
+
+    def _note(self, item: str, error: usage.NotReported, *, final: bool) -> None:
+        if not final or isinstance(error, usage.ReportFailed):
             self.fail(item, str(error))
+        else:
+            kind = "closed" if isinstance(error, usage.PeriodClosed) else "refused"
+            self.warn(item, str(error), kind, "refused")
+
+    def __str__(self) -> str:
+        counts = [len(self.reported), len(self.skipped), len(self.warnings), len(self.failed)]
+        return "reported {}, skipped {}, warned {}, failed {}".format(*counts)
 
     def add(self, other: "Outcome") -> None:
         """Take over what became of other items."""
@@ -82,7 +96,8 @@ def report_all(reports: list[Report], services: Services, outcome: Outcome) -> N
     jobs: dict[str, Future[Outcome]] = {}
     for item in {report.item.id: report.item for report in reports}:
         periods = [report for report in reports if report.item.id == item]
-        jobs[item] = services.pool.submit(report_in_order, periods, services)
+        run = copy_context().run
+        jobs[item] = services.pool.submit(run, report_in_order, periods, services)
     wait(jobs.values(), ITEMS_SECONDS)
     for item, job in jobs.items():
         if job.done():
@@ -96,14 +111,26 @@ def report_in_order(reports: list[Report], services: Services) -> Outcome:
     """Report one after the other, whatever becomes of each."""
     outcome = Outcome()
     for report in reports:
-        with outcome.noting(report.item.id):
+        with about(**item_fields(report.item)), outcome.noting(report.item.id):
             report_one(report, services, outcome)
     return outcome
 
 
+def item_fields(item: usage.MeteredItem) -> dict[str, str]:
+    """Return what the log says of an item besides its id."""
+    return {
+        "subscription": item.subscription,
+        "customer": item.customer,
+        "meter": item.meter,
+        "subject": item.subject,
+        "period": f"{item.window_start.isoformat()}/{item.window_end.isoformat()}",
+        "way": "meter event" if item.stripe_meter else "usage record",
+    }
+
+
 def report_one(report: Report, services: Services, outcome: Outcome) -> None:
     """Report one period of an item. Raises ReportRefused or ReportFailed."""
-    item = report.item
+    began, item = time.monotonic(), report.item
     found = usage.total_usage(services.openmeter, item)
     total = found or Decimal(0)
     if not item.stripe_meter:
@@ -111,15 +138,21 @@ def report_one(report: Report, services: Services, outcome: Outcome) -> None:
     sent = billing.report(services.stripe, item, total, report.as_of)
     if found is None:
         reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject")
+        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
     fields = usage.report_fields(item, total)
-    log.info(", ".join(f"{name}: {value}" for name, value in fields.items()))
+    line = ", ".join(f"{name}: {value}" for name, value in fields.items())
+    taken = {"total": f"{total:f}", "milliseconds": milliseconds_since(began)}
+    log.info(line, extra={"item": item.id, "outcome": "reported", **taken})
     outcome.reported.append({"item": item.id, "quantity": sent, **fields})
     if report.reset:
         reason = f"a reset ended {usage.period_name(item)}, invoiced with what had been reported"
-        outcome.warn(
-            item.id, f"{reason} by then; its total is {total:f}, and the rest may be on no invoice"
-        )
+        rest = f"its total is {total:f}, and the rest may be on no invoice"
+        outcome.warn(item.id, f"{reason} by then; {rest}", "reset")
+
+
+def milliseconds_since(began: float) -> float:
+    """Return the time since a monotonic second, for the log."""
+    return round(1_000 * (time.monotonic() - began), 1)
 
 
 def wait_for_first_second(item: usage.MeteredItem) -> None:

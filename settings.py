@@ -19,7 +19,7 @@ from dotenv import dotenv_values
 
 import billing
 import usage
-from transport import http_session
+from transport import Observe, http_session, unobserved
 
 # Items that one process reports at the same time; gunicorn's 16 threads read beside them.
 POOL_THREADS = 32
@@ -46,6 +46,14 @@ def secret(value: str) -> str:
     return value
 
 
+def one_or_two_secrets(value: str) -> tuple[str, ...]:
+    """Accept a secret, or two separated by a comma while one replaces the other."""
+    given = tuple(part.strip(" ") for part in value.split(","))
+    if len(given) > 2:  # noqa: PLR2004 - as the name says
+        raise ValueError("must be one secret, or two separated by a comma")
+    return tuple(secret(part) for part in given)
+
+
 def base_url(value: str) -> str:
     """Accept an http(s) address without user name or query, and drop a trailing slash."""
     try:
@@ -70,6 +78,11 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return choice
 
 
+def switch(value: str) -> bool:
+    """Accept 0 or 1."""
+    return one_of("0", "1")(value) == "1"
+
+
 def tcp_port(value: str) -> int:
     """Accept a TCP port."""
     if not re.fullmatch(r"[0-9]{1,5}", value) or not 0 < int(value) <= LAST_PORT:
@@ -80,17 +93,16 @@ def tcp_port(value: str) -> int:
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_KEY": (None, secret),
-    "STRIPE_WEBHOOK_SECRET": (None, secret),
+    "STRIPE_WEBHOOK_SECRET": (None, one_or_two_secrets),
     "STRIPE_API_BASE": ("https://api.stripe.com", base_url),
     "OPENMETER_URL": ("http://localhost:8888", base_url),
     "OPENMETER_TOKEN": ("", secret),
     "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*usage.WINDOW_SECONDS)),
     "USAGE_ROUNDING": ("down", one_of(*usage.ROUNDING)),
     "PORT": ("4242", tcp_port),
+    "LOG_FORMAT": ("text", one_of("text", "json")),
+    "METRICS": ("0", switch),
 }
-
-
-SECRETS = [name for name, (_, check) in SETTINGS.items() if check is secret]
 
 
 def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
@@ -113,6 +125,12 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
         lines = [f"missing: {', '.join(missing)} (see .env.example)"] if missing else []
         raise SettingsError("Cannot start: " + "; ".join(lines + invalid))
     return settings
+
+
+def secrets_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return what must not be seen."""
+    single = [settings[name] for name, (_, check) in SETTINGS.items() if check is secret]
+    return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
 
 
 def environment() -> dict[str, str | None]:
@@ -142,20 +160,27 @@ class Services:
     is_live: bool
 
 
-def connect(settings: Mapping[str, Any]) -> Services:
-    """Return the clients; nothing is sent yet."""
+def connect(
+    settings: Mapping[str, Any], observe: Callable[[str], Observe] = lambda _: unobserved
+) -> Services:
+    """Return the clients; nothing is sent yet.
+
+    `observe` returns, for a service's name, what takes the seconds of each of its calls.
+    """
     stripe.enable_telemetry = False
+    stripe_session = http_session(settings["STRIPE_API_BASE"], observe("stripe"))
+    openmeter_session = http_session(settings["OPENMETER_URL"], observe("openmeter"))
     stripe_client = stripe.StripeClient(
         settings["STRIPE_KEY"],
         base_addresses={"api": settings["STRIPE_API_BASE"]},
         max_network_retries=1,
-        http_client=stripe.RequestsClient(session=http_session(settings["STRIPE_API_BASE"])),
+        http_client=stripe.RequestsClient(session=stripe_session),
     )
     openmeter_client = openmeter.Client(
         endpoint=settings["OPENMETER_URL"],
         token=settings["OPENMETER_TOKEN"],
         retry_policy=RetryOnce(retry_total=1),
-        transport=RequestsTransport(session=http_session(settings["OPENMETER_URL"])),
+        transport=RequestsTransport(session=openmeter_session),
     )
     return Services(
         openmeter=openmeter_client,

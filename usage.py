@@ -38,12 +38,24 @@ class InvalidSubscription(ValueError):
     """Say which field of a genuine event is missing or cannot be billed."""
 
 
-class ReportFailed(Exception):
+class NotReported(Exception):
+    """Say why an item could not be reported; `request_id` is Stripe's, if it answered."""
+
+    def __init__(self, reason: str, request_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
+
+
+class ReportFailed(NotReported):
     """Say why an item could not be reported now; a later try may succeed."""
 
 
-class ReportRefused(Exception):
+class ReportRefused(NotReported):
     """Say why Stripe does not take an item's record; no later try can succeed."""
+
+
+class PeriodClosed(ReportRefused):
+    """Say that an item's period can no longer be written."""
 
 
 @dataclass(frozen=True)
@@ -317,21 +329,33 @@ def total_usage(client: openmeter.Client, item: MeteredItem) -> Decimal | None:
         "from": item.window_start.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "to": item.window_end.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    request = HttpRequest("GET", f"/api/v1/meters/{item.meter}/query?{urlencode(query)}")
+    try:
+        body = _answer(client, f"/api/v1/meters/{item.meter}/query?{urlencode(query)}")
+    except ReportFailed as error:
+        raise _meter_failed(item, str(error)) from error
+    return _total(item, body)
+
+
+def check_openmeter(client: openmeter.Client) -> None:
+    """See whether OpenMeter answers. Raises ReportFailed."""
+    _answer(client, "/api/v1/meters?pageSize=1")
+
+
+def _answer(client: openmeter.Client, target: str) -> str:
+    """Return the body that OpenMeter answers with. Raises ReportFailed."""
     try:
         # Not the typed call: it turns the numbers into floats before anybody can see them.
-        response = client.send_request(request)
+        response = client.send_request(HttpRequest("GET", target))
     except (HttpResponseError, RecursionError) as error:
         status = getattr(error, "status_code", None) or "unknown"
-        raise _meter_failed(item, f"OpenMeter's answer is unreadable (status {status})") from error
+        raise ReportFailed(f"OpenMeter's answer is unreadable (status {status})") from error
     except BaseError as error:
         cause = type(error.inner_exception or error).__name__
-        raise _meter_failed(item, f"OpenMeter did not answer ({cause})") from error
-    body = response.text()
+        raise ReportFailed(f"OpenMeter did not answer ({cause})") from error
+    body = str(response.text())
     if response.status_code != OK:
-        problem = _problem(response.status_code, body)
-        raise _meter_failed(item, f"OpenMeter answered {problem}")
-    return _total(item, body)
+        raise ReportFailed(f"OpenMeter answered {_problem(response.status_code, body)}")
+    return body
 
 
 def _meter_failed(item: MeteredItem, reason: str) -> ReportFailed:

@@ -18,10 +18,11 @@ from werkzeug.serving import BaseWSGIServer, make_server
 import app
 import settings
 from fakes import openmeter_api, stripe_api
-from fakes.processes import call
+from fakes.processes import STRIPE_KEY, WEBHOOK_SECRET, Process, call
 from fakes.serving import QuietHandler
 
 KEY, SECRET, TOKEN = "sk_test_7Kq2", "whsec_9Zr4", "om_token_3Xw8"
+SECRETS = (KEY, SECRET, TOKEN, STRIPE_KEY, WEBHOOK_SECRET)
 ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
 # Wed Jun 07 2023 14:20:30 UTC: nothing of the minute, the hour or the day is round.
 START, END = 1_686_147_630, 1_688_739_630
@@ -36,6 +37,34 @@ def pytest_configure(config: pytest.Config) -> None:
 def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*settings.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
         monkeypatch.delenv(name, raising=False)
+
+
+def assert_no_secret(text: str) -> None:
+    for secret in SECRETS:
+        assert secret not in text, f"a secret is seen: {text[:2_000]}"
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_seen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """Search all that is logged, answered or printed in any test, tracebacks included."""
+    stop, opened = Process.stop, Service.open
+
+    def stop_searched(process: Process) -> None:
+        printed = "" if process.output.closed else process.printed()
+        stop(process)
+        assert_no_secret(printed)
+
+    def open_searched(service: Service, method: str, path: str, **options: Any) -> Answer:
+        answer = opened(service, method, path, **options)
+        assert_no_secret(f"{answer.headers}{answer.text}")
+        return answer
+
+    monkeypatch.setattr(Process, "stop", stop_searched)
+    monkeypatch.setattr(Service, "open", open_searched)
+    yield
+    assert_no_secret(caplog.text)
 
 
 def serve(application: Flask) -> BaseWSGIServer:

@@ -12,9 +12,11 @@ from fakes.processes import ROOT
 
 # Distributions whose module has another name, or that are commands.
 MODULES = {
+    "prometheus-client": "prometheus_client",
     "pyrate-limiter": "pyrate_limiter",
     "pytest-mock": "pytest_mock",
     "python-dotenv": "dotenv",
+    "python-json-logger": "pythonjsonlogger",
 }
 COMMANDS = {"gunicorn", "mypy", "pytest-socket", "pytest-xdist", "ruff"}
 
@@ -75,11 +77,22 @@ def test_imports_run_one_way() -> None:
     stdlib = sys.stdlib_module_names
     ours = {path.stem for path in ROOT.glob("*.py")} | {"fakes", "tests", "bench"}
     allowed = {
-        "app": {"events", "logs", "periodic", "settings", "usage"},
-        "events": {"billing", "reports", "settings", "usage"},
+        "app": {
+            "events",
+            "health",
+            "logs",
+            "metrics",
+            "periodic",
+            "reports",
+            "settings",
+            "usage",
+        },
+        "events": {"billing", "logs", "reports", "settings", "usage"},
+        "health": {"billing", "settings", "usage"},
         "logs": set(),
+        "metrics": set(),
         "periodic": {"billing", "events", "reports", "settings", "transport", "usage"},
-        "reports": {"billing", "settings", "usage"},
+        "reports": {"billing", "logs", "settings", "usage"},
         "settings": {"billing", "transport", "usage"},
         "billing": {"usage"},
         "usage": set(),

@@ -26,13 +26,22 @@ LISTENING = re.compile(r"(?:Running on|Listening at:) (http://(?:127\.0\.0\.1|lo
 def test_defaults() -> None:
     assert settings.read_settings(GOOD) == {
         **GOOD,
+        "STRIPE_WEBHOOK_SECRET": (SECRET,),
         "STRIPE_API_BASE": "https://api.stripe.com",
         "OPENMETER_URL": "http://localhost:8888",
         "OPENMETER_TOKEN": None,
         "OPENMETER_WINDOW_SIZE": "HOUR",
         "USAGE_ROUNDING": "down",
         "PORT": 4242,
+        "LOG_FORMAT": "text",
+        "METRICS": False,
     }
+
+
+@pytest.mark.parametrize("value", ["whsec_1,whsec_2", "whsec_1, whsec_2"])
+def test_two_webhook_secrets_are_accepted(value: str) -> None:
+    found = settings.read_settings({**GOOD, "STRIPE_WEBHOOK_SECRET": value})
+    assert found["STRIPE_WEBHOOK_SECRET"] == ("whsec_1", "whsec_2")
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
@@ -67,6 +76,10 @@ def test_one_message_names_all_that_is_missing(
         ("STRIPE_KEY", "sk test"),
         ("STRIPE_KEY", "sk_tést"),
         ("STRIPE_WEBHOOK_SECRET", "whsec 1"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_1,"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_1,whsec_2,whsec_3"),
+        ("LOG_FORMAT", "xml"),
+        ("METRICS", "yes"),
         ("OPENMETER_TOKEN", "to\rken"),
         ("STRIPE_API_BASE", "api.stripe.com"),
         ("STRIPE_API_BASE", "ftp://api.stripe.com"),

@@ -1,0 +1,88 @@
+"""What the service counts, in Prometheus' text form: its log's lines, and the calls it makes.
+
+Under several processes, `PROMETHEUS_MULTIPROC_DIR` is where they count together; it has to be set
+before this module is imported, which `gunicorn.conf.py` does.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Collection
+
+from flask import Flask
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from werkzeug.wrappers import Response
+
+PREFIX = "openmeter_stripe"
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
+
+DELIVERIES = Counter(f"{PREFIX}_deliveries", "Deliveries answered", ["type", "outcome"])
+DELIVERY_SECONDS = Histogram(f"{PREFIX}_delivery_seconds", "Time until an answer", buckets=SECONDS)
+REPORTS = Counter(f"{PREFIX}_reports", "Reports of an item's period", ["way", "outcome"])
+WARNINGS = Counter(f"{PREFIX}_warnings", "What somebody should look at", ["warning"])
+CALL_SECONDS = Histogram(
+    f"{PREFIX}_call_seconds", "Time of a call to a service", ["service"], buckets=SECONDS
+)
+LAST_SUCCESS = Gauge(
+    f"{PREFIX}_last_success_timestamp_seconds",
+    "When a delivery was reported in full",
+    multiprocess_mode="max",
+)
+
+
+class CountLines(logging.Handler):
+    """Count deliveries, reports and warnings as they are logged.
+
+    Types of events other than `types` are counted as one.
+    """
+
+    def __init__(self, types: Collection[str]) -> None:
+        super().__init__(logging.INFO)
+        self.types = types
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a line by its fields."""
+        fields = vars(record)
+        if "status" in fields:
+            self.count_delivery(fields)
+        if "warning" in fields:
+            WARNINGS.labels(fields["warning"]).inc()
+        if "way" in fields and fields["outcome"] != "warned":
+            REPORTS.labels(fields["way"], fields["outcome"]).inc()
+
+    def count_delivery(self, fields: dict[str, object]) -> None:
+        """Count a delivery's line."""
+        known = fields.get("type", "not genuine")
+        kind = known if known in {*self.types, "not genuine"} else "other"
+        DELIVERIES.labels(kind, fields["outcome"]).inc()
+        DELIVERY_SECONDS.observe(float(str(fields["milliseconds"])) / 1_000)
+        if fields["outcome"] == "reported":
+            LAST_SUCCESS.set_to_current_time()
+
+
+def observer(service: str) -> Callable[[float], None]:
+    """Return what takes the seconds of each call to a service."""
+    return CALL_SECONDS.labels(service).observe
+
+
+def register(app: Flask, types: Collection[str]) -> None:
+    """Count from here on, and answer GET /metrics."""
+    others = [handler for handler in app.logger.handlers if not isinstance(handler, CountLines)]
+    app.logger.handlers[:] = [*others, CountLines(types)]
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """Answer what was counted, in all processes."""
+        registry = REGISTRY
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,144 @@
+"""The metrics, as Prometheus reads them."""
+
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fakes.processes import DIRECT, Processes
+from tests.conftest import OpenMeter, Service, Stripe
+
+Start = Callable[..., Service]
+Samples = defaultdict[str, float]
+PREFIX = "openmeter_stripe_"
+UPDATED = "customer.subscription.updated"
+
+
+def samples(text: str) -> Samples:
+    """Return our samples' values by name and labels' values, in the names' order."""
+    found = Samples(float)
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            values = [labels[label] for label in sorted(labels)]
+            found[" ".join([name.removeprefix(PREFIX), *values])] = value
+    return found
+
+
+@pytest.fixture
+def service(start: Start) -> Service:
+    """Return a service that counts, with one metered item and 10 units of usage."""
+    running = start(METRICS="1")
+    running.stripe.seed()
+    running.openmeter.use(running.stripe.ids["customer"], 10)
+    return running
+
+
+@pytest.fixture
+def counted(service: Service) -> Callable[[], Samples]:
+    """Return what was counted since the last call."""
+    before = samples(service.open("GET", "/metrics").text)
+
+    def since() -> Samples:
+        now = samples(service.open("GET", "/metrics").text)
+        difference = Samples(float, {name: now[name] - before[name] for name in now})
+        before.clear()
+        before.update(now)
+        return difference
+
+    return since
+
+
+Counted = Callable[[], Samples]
+
+
+def test_there_are_none_unless_asked_for(start: Start) -> None:
+    assert start().open("GET", "/metrics").status_code == 404
+
+
+def test_a_delivery_its_report_and_its_calls_are_counted(
+    service: Service, counted: Counted
+) -> None:
+    began = time.time()
+    service.deliver(service.stripe.subscription())
+    found = counted()
+    assert found[f"deliveries_total reported {UPDATED}"] == 1
+    assert found["reports_total reported usage record"] == 1
+    assert found["delivery_seconds_count"] == 1
+    assert 0 < found["delivery_seconds_sum"] < 5
+    assert found["call_seconds_count openmeter"] == found["call_seconds_count stripe"] == 1
+    now = samples(service.open("GET", "/metrics").text)
+    assert began <= now["last_success_timestamp_seconds"] <= time.time()
+
+
+def test_what_fails_is_counted_as_that(service: Service, counted: Counted) -> None:
+    service.openmeter.fault(path="/query", drop=True, times=9)
+    before = samples(service.open("GET", "/metrics").text)["last_success_timestamp_seconds"]
+    assert service.deliver(service.stripe.subscription()).status_code == 500
+    found = counted()
+    assert found[f"deliveries_total failed {UPDATED}"] == 1
+    assert found["reports_total failed usage record"] == 1
+    assert found["call_seconds_count openmeter"] == 2
+    assert found["last_success_timestamp_seconds"] == 0
+    assert before == samples(service.open("GET", "/metrics").text)["last_success_timestamp_seconds"]
+
+
+def test_warnings_are_counted_by_their_kind(service: Service, counted: Counted) -> None:
+    service.openmeter.fault(path="/query", status=200, body={"data": []})
+    service.deliver(service.stripe.subscription())
+    assert counted()["warnings_total no rows"] == 1
+    gone = {"error": {"code": "resource_missing", "message": "gone"}}
+    service.stripe.fault(path="/usage_records", method="POST", status=404, body=gone)
+    service.deliver(service.stripe.subscription())
+    found = counted()
+    assert found["warnings_total refused"] == 1
+    assert found["reports_total refused usage record"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "labels"),
+    [
+        ('{"type": "invoice.paid"}', "ignored other"),
+        ('{"type": "customer.subscription.updated"}', f"invalid {UPDATED}"),
+        ("{", "not genuine not genuine"),
+    ],
+)
+def test_deliveries_are_counted_by_type_and_outcome(
+    service: Service, counted: Counted, body: str, labels: str
+) -> None:
+    service.post(body)
+    found = {name: count for name, count in counted().items() if name.startswith("deliveries_t")}
+    assert {name for name, count in found.items() if count} == {f"deliveries_total {labels}"}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_service_that_is_made_again_counts_once(start: Start, times: int) -> None:
+    for _ in range(times):
+        service = start(METRICS="1")
+    before = samples(service.open("GET", "/metrics").text)
+    service.post("{")
+    after = samples(service.open("GET", "/metrics").text)
+    name = "deliveries_total not genuine not genuine"
+    assert after[name] - before[name] == 1
+
+
+def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICS", "1")
+    with Processes() as processes:
+        service = processes.start_service("--workers", "2")
+        stripe = Stripe(processes.stripe)
+        stripe.seed()
+        OpenMeter(processes.openmeter).use(stripe.ids["customer"], 10)
+        for number in range(20):
+            stripe.update(**{"metadata[plan]": str(number)})
+        delivered = len(processes.deliveries(20))
+        for _ in range(10):
+            with DIRECT.open(urllib.request.Request(f"{processes.service}/metrics")) as answer:
+                found = samples(answer.read().decode())
+            assert sum(found[name] for name in found if name.startswith("deliveries_t")) == (
+                delivered
+            )
+        assert found["reports_total reported usage record"] >= 20
+        assert "Traceback" not in service.printed()

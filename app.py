@@ -28,9 +28,12 @@ from events import EVENTS
 from logs import Hide, begin, formatter
 from reports import Outcome, milliseconds_since
 from settings import connect, environment, read_settings, secrets_of
+from transport import within
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
+# So that a delivery is answered within 40 s; Stripe's own time-out is not published.
+DELIVERY_SECONDS = 38
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
 log = logging.getLogger("app")
@@ -171,7 +174,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
             raise UnprocessableEntity("type is missing")
         report = EVENTS.get(event["type"])
         try:
-            outcome = report(event, services) if report else None
+            with within(DELIVERY_SECONDS):
+                outcome = report(event, services) if report else None
         except usage.InvalidSubscription as error:
             raise UnprocessableEntity(f"{error} ({event_name(event)})") from error
         return answer(event, outcome)

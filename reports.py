@@ -14,9 +14,7 @@ import billing
 import usage
 from logs import about
 from settings import Services
-
-# The items of one delivery get this long, so that it is answered within 40 s.
-ITEMS_SECONDS = 38
+from transport import seconds_left
 
 log = logging.getLogger("app")
 
@@ -90,21 +88,21 @@ class Outcome:
 def report_all(reports: list[Report], services: Services, outcome: Outcome) -> None:
     """Report items at the same time, but the periods of one item in their order.
 
-    What has not begun after ITEMS_SECONDS never does, and what still runs is not waited for;
-    both count as failed.
+    What has not begun when the delivery's time is used up never does, and what still runs is not
+    waited for; both count as failed.
     """
     jobs: dict[str, Future[Outcome]] = {}
     for item in {report.item.id: report.item for report in reports}:
         periods = [report for report in reports if report.item.id == item]
         run = copy_context().run
         jobs[item] = services.pool.submit(run, report_in_order, periods, services)
-    wait(jobs.values(), ITEMS_SECONDS)
+    wait(jobs.values(), max(0, seconds_left()))
     for item, job in jobs.items():
         if job.done():
             outcome.add(job.result())
         else:
             job.cancel()
-            outcome.fail(item, f"not reported within {ITEMS_SECONDS} s")
+            outcome.fail(item, "not reported within the time of a delivery")
 
 
 def report_in_order(reports: list[Report], services: Services) -> Outcome:

@@ -6,8 +6,11 @@ Both SDKs send through `http_session`, and neither knows of it.
 import io
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from http.client import HTTPResponse
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import requests
@@ -19,9 +22,35 @@ Observe = Callable[[float], object]
 
 MAX_CONNECTIONS = 64
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
-# For one attempt. With one retry at either service, and Stripe's being busy, an item stays
-# under 40 s.
+# For one attempt; what is left of the delivery's time can be less.
 BOUND = Timeout(connect=3, read=8, total=9)
+# The monotonic second at which a delivery's time is used up.
+DEADLINE: ContextVar[float] = ContextVar("deadline", default=TIMEOUT_MAX)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Bound the time of all requests that are made inside, taken together."""
+    token = DEADLINE.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        DEADLINE.reset(token)
+
+
+def seconds_left() -> float:
+    """Return how much is left of the delivery's time."""
+    return DEADLINE.get() - time.monotonic()
+
+
+def bound() -> Timeout:
+    """Return the bound of an attempt that begins now. Raises ReadTimeout."""
+    left = seconds_left()
+    if left <= 0:
+        raise requests.ReadTimeout("no time is left")
+    attempt = BOUND.clone()
+    attempt.total = min(attempt.total, left)  # type: ignore[type-var]
+    return attempt
 
 
 class AnswerReader(io.RawIOBase):
@@ -135,7 +164,7 @@ class BoundedSession(requests.Session):
         try:
             response = self.get_adapter(url).send(
                 request,
-                timeout=BOUND,  # type: ignore[arg-type]  # HTTPAdapter takes it
+                timeout=bound(),  # type: ignore[arg-type]  # HTTPAdapter takes it
                 verify=self.verify if verify is True else verify,
                 proxies=self.proxies,
             )

@@ -641,6 +641,22 @@ def test_four_attempts_of_one_item_stay_under_forty_seconds(
         assert 4 * bound.total + 0.5 + billing.BUSY_SECONDS < 40
 
 
+@pytest.mark.parametrize("path", ["/v1/subscription_items", "/query", "/usage_records"])
+def test_a_delivery_is_answered_within_its_time_whatever_is_slow(
+    start: Start, mocker: MockerFixture, path: str
+) -> None:
+    service = start()
+    service.stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 12)
+    subscription = service.stripe.subscription()
+    mocker.patch("app.DELIVERY_SECONDS", 1)
+    for fake in (service.stripe, service.openmeter):
+        fake.fault(path=path, delay=0.7, times=99)
+        fake.fault(path="/subscription_items", method="GET", delay=0.7, times=99)
+    began = time.monotonic()
+    assert service.deliver(subscription).status_code == 500
+    assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize("version", [ACACIA, ENDIVE])
 def test_a_late_event_of_a_closed_period_is_answered_with_a_warning(
     service: Service, version: str, caplog: pytest.LogCaptureFixture

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from http.client import INTERNAL_SERVER_ERROR, OK, UNPROCESSABLE_ENTITY
@@ -10,7 +9,6 @@ from typing import Any
 
 import stripe
 from flask import Flask, g, request
-from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
     BadRequest,
@@ -21,11 +19,11 @@ from werkzeug.exceptions import (
 from werkzeug.wrappers import Response
 
 import health
+import logs
 import metrics
 import periodic
 import usage
 from events import EVENTS
-from logs import Hide, begin, formatter
 from reports import Outcome, milliseconds_since
 from settings import connect, environment, read_settings, secrets_of
 from transport import within
@@ -134,25 +132,10 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.extensions["services"] = services
     app.cli.add_command(periodic.report)
     app.register_error_handler(HTTPException, error_as_json)
-    app.logger.setLevel(logging.INFO)
-    default_handler.setFormatter(formatter(settings["LOG_FORMAT"]))
-    hidden = Hide(*secrets_of(settings))
-    app.logger.filters[:] = [hidden]
+    logs.register(app, settings["LOG_FORMAT"], secrets_of(settings))
     health.register(app, services)
     if settings["METRICS"]:
         metrics.register(app, EVENTS)
-
-    @app.before_request
-    def begin_request() -> None:
-        """Note when a request began, and that nothing is known of it yet."""
-        g.began = time.monotonic()
-        begin()
-
-    @app.after_request
-    def without_secrets(response: Response) -> Response:
-        """Answer no secret that a service may have echoed."""
-        response.set_data(hidden.hide(response.get_data(as_text=True)))
-        return response
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
@@ -169,7 +152,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
         verify(body, signature, settings["STRIPE_WEBHOOK_SECRET"])
         event = parsed(body)
-        begin(event=usage.one_line(event.get("id")), type=usage.one_line(event.get("type")))
+        logs.begin(event=usage.one_line(event.get("id")), type=usage.one_line(event.get("type")))
         if not isinstance(event.get("type"), str):
             raise UnprocessableEntity("type is missing")
         report = EVENTS.get(event["type"])

@@ -1,12 +1,16 @@
 """How the service logs: one line per outcome, without secrets, as text or as JSON."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 
+from flask import Flask, g
+from flask.logging import default_handler
 from pythonjsonlogger.json import JsonFormatter
+from werkzeug.wrappers import Response
 
 # What the lines of a delivery, and of a report in it, are about: names and ids of JSON's fields.
 ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
@@ -33,9 +37,9 @@ class Hide(logging.Filter):
     It also lets a line say what it is about.
     """
 
-    def __init__(self, *secrets: str | None) -> None:
+    def __init__(self, *secrets: str) -> None:
         super().__init__()
-        self.secrets = sorted((text for text in secrets if text), key=len, reverse=True)
+        self.secrets = sorted(secrets, key=len, reverse=True)
 
     def hide(self, text: str) -> str:
         """Return a text without the secrets."""
@@ -61,6 +65,26 @@ class LevelFormatter(logging.Formatter):
         """Return the line."""
         line = super().format(record)
         return line if record.levelno == logging.INFO else f"{record.levelname}: {line}"
+
+
+def register(app: Flask, form: str, secrets: Iterable[str]) -> None:
+    """Log in a LOG_FORMAT, and neither log nor answer secrets."""
+    hidden = Hide(*secrets)
+    app.logger.setLevel(logging.INFO)
+    app.logger.filters[:] = [hidden]
+    default_handler.setFormatter(formatter(form))
+
+    @app.before_request
+    def begin_request() -> None:
+        """Note when a request began, and that nothing is known of it yet."""
+        g.began = time.monotonic()
+        begin()
+
+    @app.after_request
+    def without_secrets(response: Response) -> Response:
+        """Answer no secret that a service may have echoed."""
+        response.set_data(hidden.hide(response.get_data(as_text=True)))
+        return response
 
 
 def json_formatter() -> JsonFormatter:

@@ -142,7 +142,7 @@ def test_neither_form_shows_a_secret(name: str) -> None:
     handler.setFormatter(logs.formatter(name))
     logger = logging.Logger("test")
     logger.addHandler(handler)
-    logger.addFilter(logs.Hide('a"b', 'a"bc', None, "z"))
+    logger.addFilter(logs.Hide('a"b', 'a"bc', "z"))
     with logs.about(subject='a"bc', item="si_1"):
         logger.warning("%s and %s", 'xa"bcx', "z")
     assert "x[hidden]x and [hidden]" in written.getvalue()

@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
+# make fuzz    a million hostile requests (most of an hour)
 # make check-long  20,000 random histories of billing (one to two hours)
 # make bench   the measurements that the README quotes (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
@@ -11,7 +12,7 @@ UV_VERSION = 0.13.9
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check check-long run bench lock
+.PHONY: demo test check check-long fuzz run bench lock
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -30,6 +31,9 @@ run: $(INSTALLED)
 
 check-long: $(INSTALLED)
 	MODEL_HISTORIES=20000 $(PYTEST) tests/test_model.py
+
+fuzz: $(INSTALLED)
+	FUZZ_REQUESTS=1000000 $(PYTEST) tests/test_fuzz.py
 
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench

@@ -1,5 +1,6 @@
 """The metrics, as Prometheus reads them."""
 
+import re
 import time
 import urllib.request
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fakes.processes import DIRECT, Processes
+from fakes.processes import DIRECT, ROOT, Processes
 from tests.conftest import OpenMeter, Service, Stripe
 
 Start = Callable[..., Service]
@@ -111,6 +112,20 @@ def test_deliveries_are_counted_by_type_and_outcome(
     service.post(body)
     found = {name: count for name, count in counted().items() if name.startswith("deliveries_t")}
     assert {name for name, count in found.items() if count} == {f"deliveries_total {labels}"}
+
+
+def test_the_readme_names_what_there_is(service: Service) -> None:
+    service.openmeter.fault(path="/query", status=200, body={"data": []})
+    service.deliver(service.stripe.subscription())
+    found = set(samples(service.open("GET", "/metrics").text))
+    names = {name.split(" ")[0].removesuffix("_count") for name in found}
+    text = (ROOT / "README.md").read_text()
+    table = text.split("| metric | labels |")[1].split("\n\n")[0]
+    tabled = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?`) \|", table, re.M))))
+    assert {"deliveries_total", "call_seconds"} < tabled <= names
+    alerts = set(re.findall(rf"{PREFIX}(\w+)", text.split("```yaml\ngroups:")[1].split("```")[0]))
+    assert len(alerts) == 3
+    assert alerts <= tabled
 
 
 @pytest.mark.parametrize("times", [1, 3])

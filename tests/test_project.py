@@ -73,6 +73,56 @@ def test_the_lock_has_a_hash_for_each_package_and_names_no_host() -> None:
     assert "://" not in text
 
 
+RAISED = {"InvalidSubscription"}
+SAYS = RAISED | {
+    "BadRequest", "PeriodClosed", "ReportFailed", "ReportRefused",
+    "UnprocessableEntity", "_meter_failed", "fail", "warn", "warning",
+}  # fmt: skip
+
+
+def texts(node: ast.AST) -> list[str]:
+    """Return the texts in a piece of code, with … for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+        return ["".join(map(str, parts))]
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    return [text for inner in ast.iter_child_nodes(node) for text in texts(inner)]
+
+
+def messages() -> set[str]:
+    """Return what the service says where it fails, refuses or warns."""
+    said = set()
+    for name in ("app", "billing", "events", "periodic", "reports", "usage"):
+        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+                said |= set(texts(node.value))
+            elif isinstance(node, ast.Call):
+                called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                # What goes on after a `reason` is known by that.
+                given = texts(node) if called in SAYS else []
+                said |= {text for text in given if not text.startswith("…") or called in RAISED}
+    return {text for text in said if re.search("[a-z]{3} [a-z]", text)}
+
+
+def test_the_readme_names_each_warning_and_error_and_no_other() -> None:
+    part = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+    cells = " ".join(re.findall(r"^\| (.*?) \|", part, re.M))
+    symptoms = [re.split(" ?… ?", name) for name in re.findall("`([^`]+)`", cells)]
+    said = messages()
+    assert len(said) > 30
+    for message in said:
+        known = any(all(piece in message for piece in symptom) for symptom in symptoms)
+        assert known, message
+    sources = [ROOT / f"{name}.py" for name in ("app", "settings", "periodic")]
+    sources += [ROOT / f"{name}.py" for name in ("billing", "events", "reports", "usage")]
+    every = "\n".join(text for path in sources for text in texts(ast.parse(path.read_text())))
+    by_stripe = {"No signatures found matching", "Timestamp outside the tolerance zone"}
+    for symptom in symptoms:
+        for piece in symptom:
+            assert piece in every or piece in by_stripe, piece
+
+
 def test_imports_run_one_way() -> None:
     stdlib = sys.stdlib_module_names
     ours = {path.stem for path in ROOT.glob("*.py")} | {"fakes", "tests", "bench"}

@@ -337,6 +337,7 @@ def _call_once(account: Account, method: str, path: str, **options: Any) -> Json
     except stripe.InvalidRequestError as error:
         raise _refused_or_failed(error) from error
     except stripe.StripeError as error:
+        # Whatever its Stripe-Should-Retry says: that is about the same request, ours is a new one.
         is_busy = error.http_status in (CONFLICT, TOO_MANY_REQUESTS)
         kind = StripeBusy if is_busy else ReportFailed
         raise kind(_reason(error), error.request_id) from error

@@ -1,7 +1,31 @@
 """How gunicorn serves app.py; options on its command line win."""
 
-import settings
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
 
-bind = f"localhost:{settings.read_settings(settings.environment())['PORT']}"
+from settings import environment, read_settings
+
+settings = read_settings(environment())
+
+bind = f"localhost:{settings['PORT']}"
 control_socket_disable = True
-threads = 16
+worker_class = "serving.Worker"
+threads = 64
+graceful_timeout = 30
+if settings["LOG_FORMAT"] == "json":
+    logger_class = "serving.JsonLogger"
+
+# Where the workers count together; it has to be known before one of them imports the metrics.
+COUNTS, OURS = "PROMETHEUS_MULTIPROC_DIR", "openmeter-stripe-"
+if settings["METRICS"] and COUNTS not in os.environ:
+    os.environ[COUNTS] = tempfile.mkdtemp(prefix=OURS)
+
+
+def on_exit(_: Any) -> None:
+    """Remove what the workers have counted."""
+    folder = Path(os.environ.get(COUNTS, ""))
+    if folder.name.startswith(OURS):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -72,6 +72,8 @@ def register(app: Flask, form: str, secrets: Iterable[str]) -> None:
     hidden = Hide(*secrets)
     app.logger.setLevel(logging.INFO)
     app.logger.filters[:] = [hidden]
+    # OpenMeter's SDK warns of what our own lines say.
+    logging.getLogger("corehttp").setLevel(logging.ERROR)
     default_handler.setFormatter(formatter(form))
 
     @app.before_request

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import openmeter
-from corehttp.exceptions import BaseError, HttpResponseError
+from corehttp.exceptions import BaseError, HttpResponseError, IncompleteReadError
 from corehttp.rest import HttpRequest
 
 WINDOW_SECONDS = {"MINUTE": 60, "HOUR": 3_600, "DAY": 86_400}
@@ -346,6 +346,8 @@ def _answer(client: openmeter.Client, target: str) -> str:
     try:
         # Not the typed call: it turns the numbers into floats before anybody can see them.
         response = client.send_request(HttpRequest("GET", target))
+    except IncompleteReadError as error:
+        raise ReportFailed("OpenMeter did not answer (IncompleteReadError)") from error
     except (HttpResponseError, RecursionError) as error:
         status = getattr(error, "status_code", None) or "unknown"
         raise ReportFailed(f"OpenMeter's answer is unreadable (status {status})") from error

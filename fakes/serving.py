@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
@@ -34,7 +34,8 @@ class Faults:
 
         `delay` waits (seconds), `drop` closes the connection, `status` with `body` (`latin` for
         one that is no UTF-8), `headers` and `content_type` answers; with `after`, when the call
-        has taken effect.
+        has taken effect. A `Content-Length` above the body's cuts it off. `trickle` waits before
+        each byte of such an answer, or with `after` of the real one.
         """
         with self.lock:
             if request.method == "DELETE":
@@ -74,7 +75,7 @@ class Faults:
     def spoil(self, response: Response) -> Response:
         """Put a fault in the place of an answer whose call has taken effect."""
         fault = request.environ.get("fake.fault")
-        return response if fault is None else perform(fault) or response
+        return response if fault is None else perform(fault, response) or response
 
     def _take(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         for fault in self.planned:
@@ -90,23 +91,38 @@ class Faults:
         return None
 
 
-def perform(fault: Mapping[str, Any]) -> Response | None:
+def perform(fault: Mapping[str, Any], response: Response | None = None) -> Response | None:
     """Do what a fault says; None lets the real answer follow (after a delay)."""
     time.sleep(fault.get("delay", 0))
     if fault.get("drop"):
         connection: socket.socket = request.environ["werkzeug.socket"]
         connection.shutdown(socket.SHUT_RDWR)
         return Response(status=500)
-    if "status" not in fault:
-        return None
-    body = fault.get("body", "")
-    text = body if isinstance(body, str) else json.dumps(body)
-    return Response(
-        fault["latin"].encode("latin-1") if "latin" in fault else text,
-        fault["status"],
-        fault.get("headers"),
-        content_type=fault.get("content_type", "application/json"),
-    )
+    if "status" in fault:
+        body = fault.get("body", "")
+        text = body if isinstance(body, str) else json.dumps(body)
+        response = Response(
+            fault["latin"].encode("latin-1") if "latin" in fault else text,
+            fault["status"],
+            content_type=fault.get("content_type", "application/json"),
+        )
+        response.headers.update(fault.get("headers", {}))
+    if response is not None and "trickle" in fault:
+        trickle(response, fault["trickle"])
+    return response
+
+
+def trickle(response: Response, seconds: float) -> None:
+    """Let an answer go out byte by byte, its head with the first one."""
+
+    def apart(body: bytes) -> Iterator[bytes]:
+        for n in range(len(body)):
+            time.sleep(seconds)
+            yield body[n : n + 1]
+
+    body = response.get_data()
+    response.content_length = len(body)
+    response.response = apart(body)
 
 
 class QuietHandler(WSGIRequestHandler):

@@ -10,6 +10,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 import logs
+from fakes.processes import Processes
 from tests.conftest import (
     DAY,
     END,
@@ -17,6 +18,7 @@ from tests.conftest import (
     KEY,
     SECRETS,
     Service,
+    Stripe,
     assert_no_secret,
     updated,
 )
@@ -161,3 +163,20 @@ def test_the_text_form_has_a_level_only_where_it_is_not_usual() -> None:
 def test_the_search_of_all_tests_finds_a_secret(secret: str) -> None:
     with pytest.raises(AssertionError, match="a secret is seen"):
         assert_no_secret(f"Bearer {secret}.")
+
+
+def test_under_gunicorn_each_line_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    with Processes() as processes:
+        service = processes.start_service()
+        stripe = Stripe(processes.stripe)
+        stripe.seed()
+        stripe.update(**{"metadata[plan]": "a"})
+        processes.deliveries(1)
+        service.popen.terminate()
+        service.popen.wait(10)
+        printed = [json.loads(line) for line in service.printed().splitlines()]
+    messages = [line["message"] for line in printed]
+    assert any(message.startswith("Listening at: http://") for message in messages)
+    assert any("(customer.subscription.updated): reported 1" in message for message in messages)
+    assert all(line["time"] and line["level"] for line in printed)

@@ -5,6 +5,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -139,8 +140,9 @@ def test_a_service_that_is_made_again_counts_once(start: Start, times: int) -> N
     assert after[name] - before[name] == 1
 
 
-def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("METRICS", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with Processes() as processes:
         service = processes.start_service("--workers", "2")
         stripe = Stripe(processes.stripe)
@@ -157,3 +159,5 @@ def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
             )
         assert found["reports_total reported usage record"] >= 20
         assert "Traceback" not in service.printed()
+        assert [folder.name[:17] for folder in tmp_path.iterdir()] == ["openmeter-stripe-"]
+    assert list(tmp_path.iterdir()) == []

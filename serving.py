@@ -1,0 +1,111 @@
+"""How gunicorn serves connections: within bounds of time, and refusing new ones when it stops."""
+
+import errno
+import selectors
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from socket import socket
+from typing import Any
+
+from gunicorn.glogging import Logger
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.util import close_graceful
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+
+from logs import json_formatter
+
+# What a client gets to send a request, and to take each part of an answer.
+REQUEST_SECONDS = 10
+
+
+class TooSlow(ConnectionResetError):
+    """Say that a client is too slow; gunicorn drops it, as one that has gone, without an error."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "the client is too slow")
+
+
+@contextmanager
+def until(deadline: float, sock: socket) -> Iterator[None]:
+    """Let a socket read or write until a monotonic second. Raises TooSlow."""
+    seconds, before = deadline - time.monotonic(), sock.gettimeout()
+    if seconds <= 0:
+        raise TooSlow
+    sock.settimeout(seconds)
+    try:
+        yield
+    except TimeoutError as error:
+        raise TooSlow from error
+    finally:
+        sock.settimeout(before)
+
+
+class RequestReader(SocketUnreader):  # type: ignore[misc]
+    """Read a connection's requests, each until its deadline, a monotonic second."""
+
+    deadline = 0.0
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Read what has come. Raises TooSlow."""
+        with until(self.deadline, self.sock):
+            return bytes(super().chunk(size_hint))
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """Lend a thread to each request, but not to a client that is silent or slow."""
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Hand a connection to a thread as soon as it has something to read."""
+        if conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.timeout = time.monotonic() + REQUEST_SECONDS
+        self.pending_conns.append(conn)
+        readable = partial(self.on_pending_socket_readable, conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, readable)
+
+    def handle(self, conn: TConn) -> bool:
+        """Serve one request in a thread, and close the connection unless it is kept alive.
+
+        gunicorn closes in the main loop, where a client that does not close holds up all others.
+        """
+        if not conn.initialized:
+            conn.init()
+            conn.parser.unreader = RequestReader(conn.sock)
+        conn.parser.unreader.deadline = time.monotonic() + REQUEST_SECONDS
+        kept = bool(super().handle(conn))
+        if not kept:
+            close_graceful(conn.sock)
+        return kept
+
+    def handle_request(self, req: Any, conn: TConn) -> bool:
+        """Answer a request that has been read up to its body."""
+        with until(time.monotonic() + REQUEST_SECONDS, conn.sock):
+            return bool(super().handle_request(req, conn))
+
+    def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:
+        """Keep a connection for its next request, or forget what its thread has closed."""
+        if fs.exception() or fs.result():
+            super().finish_request(conn, fs)
+        else:
+            self.nr_conns -= 1
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Accept connections or not; when stopping, refuse new ones and drop silent ones soon."""
+        super().set_accept_enabled(enabled)
+        if enabled or self.alive:
+            return
+        for listener in self.sockets:
+            listener.close()
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
+
+
+class JsonLogger(Logger):  # type: ignore[misc]
+    """Let gunicorn's own lines be JSON, too."""
+
+    def _set_handler(self, log: Any, output: Any, _: Any, stream: Any = None) -> None:
+        super()._set_handler(log, output, json_formatter(), stream)

@@ -32,7 +32,7 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     running, as_of = as_it_is_now(event, items, services, outcome)
     # Items that the event leaves out are read as they are now, not as they were then: what they
     # closed is reported for the draft invoice.
-    listed = [entry["id"] for entry in event_object(event)["items"]["data"]]
+    listed = [entry.get("id") for entry in event_object(event)["items"]["data"]]
     previous = event["data"].get("previous_attributes")
     reports = closed_reports([item for item in items if item.id in listed], previous, outcome)
     report_all(reports + [Report(item, as_of) for item in running], services, outcome)
@@ -103,7 +103,7 @@ def warn_of_changes(
     prices = {item.id: item.price for item in items}
     others = {*prices, *outcome.skipped, *(entry["item"] for entry in outcome.failed)}
     for line in lines:
-        item, price = str(usage.line_item(line)), usage.line_price(line)
+        item, price = usage.one_line(usage.line_item(line)), usage.line_price(line)
         if prices.get(item, price) != price or item not in others:
             reason = "is gone or has another price since the invoiced period; check it"
             outcome.warn(item, reason, "changed")

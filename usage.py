@@ -250,7 +250,9 @@ def _metadata(first: Json, second: Json, key: str, path: str) -> str | None:
     """Return a key of the metadata of one object, or else of the other; empty is not set."""
     for holder in (first, second):
         metadata = holder.get("metadata") or {}
-        value = metadata.get(key) if isinstance(metadata, Mapping) else metadata
+        if not isinstance(metadata, Mapping):
+            raise InvalidSubscription(f"{_field(path, 'metadata')} is no object")
+        value = metadata.get(key)
         if value is not None and not _is_text(value):
             raise InvalidSubscription(f"{_field(path, 'metadata')}.{key} is no text")
         if value:

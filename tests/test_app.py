@@ -472,7 +472,7 @@ def changed(event: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("data.object.customer", 7, "customer"),
         ("data.object.metadata", {"om_subject": 7}, "metadata.om_subject"),
         ("data.object.metadata", {"om_subject": "\ud800"}, "metadata.om_subject"),
-        ("data.object.metadata", ["x"], "metadata.om_subject"),
+        ("data.object.metadata", ["x"], "metadata is no object"),
         ("data.object.current_period_start", ..., "current_period_start"),
         ("data.object.current_period_start", "1686147630", "current_period_start"),
         ("data.object.current_period_start", True, "current_period_start"),

@@ -115,7 +115,7 @@ class InTurn(Executor):
 def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
     """Let the service and the stand-ins run on one clock and one wire."""
 
-    def session(_: str) -> requests.Session:
+    def session(*_: object) -> requests.Session:
         made = requests.Session()
         made.mount("http://", wire)
         return made

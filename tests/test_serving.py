@@ -176,6 +176,7 @@ def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) 
     answer = mocker.patch.object(ThreadWorker, "handle_request")
     answer.side_effect = lambda *_: ours.sendall(bytes(2**24))
     worker = object.__new__(Worker)
+    ours.settimeout(5)
     with closing(ours), closing(theirs), pytest.raises(TooSlow):
         worker.handle_request(None, mocker.Mock(sock=ours))
 

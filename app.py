@@ -12,6 +12,7 @@ from flask import Flask, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
     BadRequest,
+    ClientDisconnected,
     HTTPException,
     RequestEntityTooLarge,
     UnprocessableEntity,
@@ -41,6 +42,8 @@ def raw_body() -> bytes:
     """Return the request's body. Raises RequestEntityTooLarge above 1 MiB, or BadRequest."""
     try:
         body = request.get_data(cache=False)
+    except ClientDisconnected as error:
+        raise BadRequest("the body did not come whole, or too slowly") from error
     except (OSError, ParseException) as error:
         raise BadRequest("the body's chunks are malformed") from error
     # Werkzeug refuses a Content-Length over its limit, but cuts a body that comes without one;

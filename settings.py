@@ -21,7 +21,7 @@ import billing
 import usage
 from transport import Observe, http_session, unobserved
 
-# Items that one process reports at the same time; gunicorn's 16 threads read beside them.
+# Items that one process reports at the same time; gunicorn's 64 threads read beside them.
 POOL_THREADS = 32
 LAST_PORT = 65_535
 

@@ -20,7 +20,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 Observe = Callable[[float], object]
 
-MAX_CONNECTIONS = 64
+# To one service: of gunicorn's threads, and of the pool beside them.
+MAX_CONNECTIONS = 96
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # For one attempt; what is left of the delivery's time can be less.
 BOUND = Timeout(connect=3, read=8, total=9)

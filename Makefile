@@ -2,7 +2,7 @@
 # make test    the tests
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
-# make fuzz    a million hostile requests (most of an hour)
+# make fuzz    a million hostile requests (half an hour)
 # make check-long  20,000 random histories of billing (one to two hours)
 # make bench   the measurements that the README quotes (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt

@@ -7,6 +7,7 @@ before this module is imported, which `gunicorn.conf.py` does.
 import logging
 import os
 from collections.abc import Callable, Collection
+from itertools import product
 
 from flask import Flask
 from prometheus_client import (
@@ -22,6 +23,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from werkzeug.wrappers import Response
 
 PREFIX = "openmeter_stripe"
+NOT_GENUINE, OTHER = "not genuine", "other"
+LABELS = {
+    "deliveries": ("reported", "ignored", "failed", "invalid", NOT_GENUINE, "error"),
+    "reports": ("reported", "failed", "refused"),
+    "ways": ("usage record", "meter event"),
+    "warnings": ("no rows", "closed", "refused", "reset", "changed"),
+}
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 
 DELIVERIES = Counter(f"{PREFIX}_deliveries", "Deliveries answered", ["type", "outcome"])
@@ -60,8 +68,8 @@ class CountLines(logging.Handler):
 
     def count_delivery(self, fields: dict[str, object]) -> None:
         """Count a delivery's line."""
-        known = fields.get("type", "not genuine")
-        kind = known if known in {*self.types, "not genuine"} else "other"
+        known = fields.get("type", NOT_GENUINE)
+        kind = known if known in {*self.types, NOT_GENUINE} else OTHER
         DELIVERIES.labels(kind, fields["outcome"]).inc()
         DELIVERY_SECONDS.observe(float(str(fields["milliseconds"])) / 1_000)
         if fields["outcome"] == "reported":
@@ -73,10 +81,21 @@ def observer(service: str) -> Callable[[float], None]:
     return CALL_SECONDS.labels(service).observe
 
 
+def begin_at_zero(types: Collection[str]) -> None:
+    """Let each counter be there before it counts: Prometheus sees no increase in a first value."""
+    for kind, outcome in product([*types, OTHER, NOT_GENUINE], LABELS["deliveries"]):
+        DELIVERIES.labels(kind, outcome)
+    for way, outcome in product(LABELS["ways"], LABELS["reports"]):
+        REPORTS.labels(way, outcome)
+    for warning in LABELS["warnings"]:
+        WARNINGS.labels(warning)
+
+
 def register(app: Flask, types: Collection[str]) -> None:
     """Count from here on, and answer GET /metrics."""
     others = [handler for handler in app.logger.handlers if not isinstance(handler, CountLines)]
     app.logger.handlers[:] = [*others, CountLines(types)]
+    begin_at_zero(types)
 
     @app.get("/metrics")
     def metrics() -> Response:

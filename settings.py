@@ -139,6 +139,8 @@ def environment() -> dict[str, str | None]:
         file = dotenv_values(Path(__file__).with_name(".env"))
     except UnicodeError as error:
         raise SettingsError("Cannot start: .env is not UTF-8") from error
+    except OSError as error:
+        raise SettingsError("Cannot start: .env cannot be read by this user") from error
     return {**file, **{name: value for name, value in os.environ.items() if value}}
 
 

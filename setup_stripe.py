@@ -65,6 +65,8 @@ def environment() -> dict[str, str | None]:
         file = dotenv_values(Path(__file__).with_name(".env"))
     except UnicodeError:
         sys.exit(".env is not UTF-8.")
+    except OSError:
+        sys.exit(".env cannot be read by this user.")
     return {**file, **{name: value for name, value in os.environ.items() if value}}
 
 

@@ -418,6 +418,13 @@ def test_a_body_over_a_mebibyte_is_too_large(
     assert service.called() == []
 
 
+def test_a_body_that_breaks_off_is_refused_as_that(service: Service) -> None:
+    headers, longer = {"Stripe-Signature": signed("{}")}, {"CONTENT_LENGTH": "99"}
+    answer = service.open("POST", "/webhook", data="{}", headers=headers, environ_overrides=longer)
+    assert (answer.status_code, service.called()) == (400, [])
+    assert "did not come whole" in answer.json["error"]
+
+
 def test_an_unknown_path_is_404(service: Service) -> None:
     assert service.open("POST", "/").status_code == 404
 

@@ -129,6 +129,19 @@ def test_the_readme_names_what_there_is(service: Service) -> None:
     assert alerts <= tabled
 
 
+def test_each_counter_begins_at_zero_and_the_readme_names_its_labels(service: Service) -> None:
+    found = samples(service.open("GET", "/metrics").text)
+    table = (ROOT / "README.md").read_text().split("| metric | labels |")[1].split("\n\n")[0]
+    named = {row.split("`")[1]: re.findall("`([^`]+)`", row)[1:] for row in table.splitlines()[2:5]}
+    _, _, *outcomes = named["deliveries_total"]
+    for kind in (UPDATED, "invoice.created", "other", "not genuine"):
+        assert {f"deliveries_total {outcome} {kind}" for outcome in outcomes} <= found.keys()
+    assert {f"warnings_total {kind}" for kind in named["warnings_total"][1:]} == {
+        name for name in found if name.startswith("warnings_total")
+    }
+    assert sum(name.startswith("reports_total") for name in found) == 6
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_service_that_is_made_again_counts_once(start: Start, times: int) -> None:
     for _ in range(times):

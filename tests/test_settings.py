@@ -126,6 +126,15 @@ def test_a_trailing_slash_of_an_address_is_dropped() -> None:
     assert found["OPENMETER_URL"] == "http://localhost:8888/om"
 
 
+def test_an_env_file_of_another_user_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(settings, "dotenv_values", refuse)
+    with pytest.raises(settings.SettingsError, match="cannot be read by this user"):
+        settings.environment()
+
+
 # At 3, gunicorn does not try again; `flask report` has a 3 of its own.
 STATUS = {"flask": 1, "python": 3, "gunicorn": 3}
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pytest_mock import MockerFixture
 
 import setup_stripe
 from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, free_port
@@ -196,4 +197,19 @@ def test_a_test_clock_with_a_live_key_is_refused(stripe_fake: Stripe) -> None:
 def test_a_service_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIPE_API_BASE", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(SystemExit, match=r"no answer \(ConnectionError\)\. Check STRIPE_API"):
+        setup_stripe.main([])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(), "cannot be read by this user"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, ""), "is not UTF-8"),
+    ],
+)
+def test_an_env_file_that_is_no_use_is_no_traceback(
+    mocker: MockerFixture, error: Exception, said: str
+) -> None:
+    mocker.patch("setup_stripe.dotenv_values", side_effect=error)
+    with pytest.raises(SystemExit, match=said):
         setup_stripe.main([])

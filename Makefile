@@ -30,10 +30,10 @@ run: $(INSTALLED)
 	@exec .venv/bin/gunicorn "app:create_app()"
 
 check-long: $(INSTALLED)
-	MODEL_HISTORIES=20000 $(PYTEST) tests/test_model.py
+	MODEL_HISTORIES=20000 $(PYTEST) tests/stories/test_model.py
 
 fuzz: $(INSTALLED)
-	FUZZ_REQUESTS=1000000 $(PYTEST) tests/test_fuzz.py
+	FUZZ_REQUESTS=1000000 $(PYTEST) tests/stories/test_fuzz.py
 
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from http.client import INTERNAL_SERVER_ERROR, OK, UNPROCESSABLE_ENTITY
+from functools import partial
+from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
 from typing import Any
 
 import stripe
 from flask import Flask, g, request
+from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
+from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -19,15 +23,17 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
-import health
-import logs
-import metrics
-import periodic
-import usage
-from events import EVENTS
-from reports import Outcome, milliseconds_since
-from settings import connect, environment, read_settings, secrets_of
-from transport import within
+from billing import periodic
+from billing.events import EVENTS
+from billing.items import STRIPE_ID, InvalidSubscription
+from billing.reports import Outcome, Services, milliseconds_since
+from billing.stripe_api import Account, stripe_state
+from service import logs, metrics
+from service.clients import connect
+from service.health import Readiness
+from service.settings import environment, read_settings, secrets_of
+from service.transport import limit_time_of_calls
+from usage import one_line, openmeter_state
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
@@ -75,7 +81,7 @@ def verify(body: bytes, signature: str | None, secrets: tuple[str, ...]) -> None
     raise BadRequest(f"Stripe-Signature: {' / '.join(map(str, reasons))}")
 
 
-def parsed(body: bytes) -> dict[str, Any]:
+def parse_event(body: bytes) -> dict[str, Any]:
     """Return a verified delivery's event. Raises BadRequest."""
     try:
         event = json.loads(body)
@@ -86,11 +92,28 @@ def parsed(body: bytes) -> dict[str, Any]:
     return event
 
 
-def event_name(event: Mapping[str, Any]) -> str:
+def event_label(event: Mapping[str, Any]) -> str:
     """Return an event's id, if it has one, for a line."""
     event_id = event.get("id")
-    known = isinstance(event_id, str) and usage.STRIPE_ID.fullmatch(event_id)
+    known = isinstance(event_id, str) and STRIPE_ID.fullmatch(event_id)
     return f"event {event_id}" if known else "an event without id"
+
+
+def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None:
+    """Report what a genuine event is about; None for a type that is none of EVENTS.
+
+    Raises UnprocessableEntity.
+    """
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise UnprocessableEntity("type is missing")
+    if kind not in EVENTS:
+        return None
+    try:
+        with limit_time_of_calls(DELIVERY_SECONDS):
+            return EVENTS[kind](event, services)
+    except InvalidSubscription as error:
+        raise UnprocessableEntity(f"{error} ({event_label(event)})") from error
 
 
 def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
@@ -99,14 +122,14 @@ def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
     log.log(level, said, extra={"status": status, "outcome": outcome, **taken})
 
 
-def answer(event: Mapping[str, Any], outcome: Outcome | None) -> tuple[dict[str, Any], int]:
+def respond(event: Mapping[str, Any], outcome: Outcome | None) -> tuple[dict[str, Any], int]:
     """Return what a genuine event is answered with, and log it."""
-    name = f"{event_name(event)} ({usage.one_line(event['type'])})"
+    label = f"{event_label(event)} ({one_line(event['type'])})"
     if outcome is None:
-        log_delivery(logging.INFO, f"{name}: ignored", OK, "ignored")
+        log_delivery(logging.INFO, f"{label}: ignored", OK, "ignored")
         return {"ignored": event["type"]}, OK
     status, word = (INTERNAL_SERVER_ERROR, "failed") if outcome.failed else (OK, "reported")
-    log_delivery(logging.INFO, f"{name}: {outcome}", status, word)
+    log_delivery(logging.INFO, f"{label}: {outcome}", status, word)
     return asdict(outcome), status
 
 
@@ -126,19 +149,56 @@ def error_as_json(error: HTTPException) -> Response:
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """Build the service; `config`, if given, stands in for the environment.
 
-    Raises SettingsError.
+    Raises StartupExit.
     """
     settings = read_settings(environment() if config is None else config)
-    services = connect(settings, metrics.observer) if settings["METRICS"] else connect(settings)
+    services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
     app.extensions["services"] = services
     app.cli.add_command(periodic.report)
     app.register_error_handler(HTTPException, error_as_json)
-    logs.register(app, settings["LOG_FORMAT"], secrets_of(settings))
-    health.register(app, services)
+    keep_log(app, settings)
+    add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
+    add_probes(app, services)
     if settings["METRICS"]:
-        metrics.register(app, EVENTS)
+        add_metrics(app)
+    return app
+
+
+def build_services(settings: Mapping[str, Any]) -> Services:
+    """Return what deliveries and commands report with."""
+    observer = {"observe": metrics.observer} if settings["METRICS"] else {}
+    clients = connect(settings, **observer)
+    return Services(
+        openmeter=clients.openmeter,
+        stripe=Account(clients.stripe, settings["USAGE_ROUNDING"]),
+        window_size=settings["OPENMETER_WINDOW_SIZE"],
+        pool=clients.pool,
+        is_live="_live_" in settings["STRIPE_KEY"],
+    )
+
+
+def keep_log(app: Flask, settings: Mapping[str, Any]) -> None:
+    """Log a line for each outcome, and neither log nor answer secrets."""
+    hidden = logs.SecretFilter(*secrets_of(settings))
+    logs.configure(app.logger, default_handler, settings["LOG_FORMAT"], hidden)
+
+    @app.before_request
+    def begin_request() -> None:
+        """Note when a request began, and that nothing is known of it yet."""
+        g.began = time.monotonic()
+        logs.reset_log_context()
+
+    @app.after_request
+    def without_secrets(response: Response) -> Response:
+        """Answer no secret that a service may have echoed."""
+        response.set_data(hidden.hide(response.get_data(as_text=True)))
+        return response
+
+
+def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> None:
+    """Answer Stripe's deliveries that are signed with one of the secrets."""
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
@@ -153,20 +213,40 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
              holds a draft invoice meanwhile.
         """
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
-        verify(body, signature, settings["STRIPE_WEBHOOK_SECRET"])
-        event = parsed(body)
-        logs.begin(event=usage.one_line(event.get("id")), type=usage.one_line(event.get("type")))
-        if not isinstance(event.get("type"), str):
-            raise UnprocessableEntity("type is missing")
-        report = EVENTS.get(event["type"])
-        try:
-            with within(DELIVERY_SECONDS):
-                outcome = report(event, services) if report else None
-        except usage.InvalidSubscription as error:
-            raise UnprocessableEntity(f"{error} ({event_name(event)})") from error
-        return answer(event, outcome)
+        verify(body, signature, secrets)
+        event = parse_event(body)
+        logs.reset_log_context(event=one_line(event.get("id")), type=one_line(event.get("type")))
+        return respond(event, report_event(event, services))
 
-    return app
+
+def add_probes(app: Flask, services: Services) -> None:
+    """Answer whether this process runs, and whether it can do its work."""
+    checks = {
+        "openmeter": partial(openmeter_state, services.openmeter),
+        "stripe": partial(stripe_state, services.stripe),
+    }
+    readiness = Readiness(checks, services.pool)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """Answer 200 without calling anybody."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> tuple[dict[str, str], int]:
+        """Answer 200 if both services answered within the last seconds, or 503 and why not."""
+        found = readiness.current_answers()
+        return found, OK if set(found.values()) == {"ok"} else SERVICE_UNAVAILABLE
+
+
+def add_metrics(app: Flask) -> None:
+    """Count from here on, and answer what was counted."""
+    metrics.count_lines(app.logger, EVENTS)
+
+    @app.get("/metrics")
+    def exposed() -> Response:
+        """Answer in Prometheus' text form."""
+        return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
 if __name__ == "__main__":

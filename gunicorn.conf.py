@@ -6,17 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from settings import environment, read_settings
+from service.settings import environment, read_settings
 
 settings = read_settings(environment())
 
 bind = f"localhost:{settings['PORT']}"
 control_socket_disable = True
-worker_class = "serving.Worker"
+worker_class = "service.serving.Worker"
 threads = 64
 graceful_timeout = 30
 if settings["LOG_FORMAT"] == "json":
-    logger_class = "serving.JsonLogger"
+    logger_class = "service.serving.JsonLogger"
 
 # Where the workers count together; it has to be known before one of them imports the metrics.
 COUNTS, OURS = "PROMETHEUS_MULTIPROC_DIR", "openmeter-stripe-"

@@ -27,7 +27,7 @@ DASHBOARD = {
 }
 
 
-class Made(NamedTuple):
+class SeededObject(NamedTuple):
     """An object that is there now."""
 
     kind: str
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     client = connect(environment(), options)
     dashboard = "https://dashboard.stripe.com" + ("" if options.live else "/test")
-    done: list[Made] = []
+    done: list[SeededObject] = []
     try:
         for made in seed(client, options):
             done.append(made)
@@ -113,37 +113,51 @@ def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> str
     )
 
 
-def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[Made]:
+def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[SeededObject]:
     """Yield each object as soon as it is there."""
-    lookup_key, recurring = "epsilon_execution_duration", {}
-    if options.billing == "meter":
-        made = billing_meter(client, f"openmeter_{options.meter}")
+    price_id = ""
+    for made in seed_price(client, options):
         yield made
-        lookup_key, recurring = f"epsilon_{made.id}", {"meter": made.id}
-    known = client.v1.prices.list({"lookup_keys": [lookup_key], "active": True, "limit": 1}).data
-    if known:
-        price_id = known[0].id
-        yield Made("product", str(known[0].product), is_new=False)
-        yield Made("price", price_id, is_new=False)
-    else:
-        product_id = client.v1.products.create({"name": "Epsilon"}).id
-        yield Made("product", product_id)
-        price_id = create_price(client, product_id, lookup_key, recurring)
-        yield Made("price", price_id)
-    customer: dict[str, str] = {"name": "Epsilon's first customer"}
-    if options.test_clock:
-        clock = client.v1.test_helpers.test_clocks.create({"frozen_time": int(time.time())})
-        yield Made("test clock", clock.id)
-        customer["test_clock"] = clock.id
-    customer_id = client.v1.customers.create(customer).id  # type: ignore[arg-type]
-    yield Made("customer", customer_id)
+        price_id = made.id
+    customer_id = ""
+    for made in seed_customer(client, on_test_clock=options.test_clock):
+        yield made
+        customer_id = made.id
     subscription = client.v1.subscriptions.create(
         {
             "customer": customer_id,
             "items": [{"price": price_id, "metadata": {"om_meter_id": options.meter}}],
         }
     )
-    yield Made("subscription", subscription.id, period_end=period_end(subscription))
+    yield SeededObject("subscription", subscription.id, period_end=period_end(subscription))
+
+
+def seed_price(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[SeededObject]:
+    """Yield the price, the last one, after what it needs; find what an earlier run made."""
+    lookup_key, recurring = "epsilon_execution_duration", {}
+    if options.billing == "meter":
+        meter = billing_meter(client, f"openmeter_{options.meter}")
+        yield meter
+        lookup_key, recurring = f"epsilon_{meter.id}", {"meter": meter.id}
+    known = client.v1.prices.list({"lookup_keys": [lookup_key], "active": True, "limit": 1}).data
+    if known:
+        yield SeededObject("product", str(known[0].product), is_new=False)
+        yield SeededObject("price", known[0].id, is_new=False)
+        return
+    product_id = client.v1.products.create({"name": "Epsilon"}).id
+    yield SeededObject("product", product_id)
+    yield SeededObject("price", create_price(client, product_id, lookup_key, recurring))
+
+
+def seed_customer(client: stripe.StripeClient, *, on_test_clock: bool) -> Iterator[SeededObject]:
+    """Yield a new customer, the last one, after the test clock that it is on."""
+    customer: dict[str, str] = {"name": "Epsilon's first customer"}
+    if on_test_clock:
+        clock = client.v1.test_helpers.test_clocks.create({"frozen_time": int(time.time())})
+        yield SeededObject("test clock", clock.id)
+        customer["test_clock"] = clock.id
+    customer_id = client.v1.customers.create(customer).id  # type: ignore[arg-type]
+    yield SeededObject("customer", customer_id)
 
 
 def period_end(subscription: stripe.Subscription) -> int:
@@ -152,7 +166,7 @@ def period_end(subscription: stripe.Subscription) -> int:
     return int(holder["current_period_end"])
 
 
-def billing_meter(client: stripe.StripeClient, event_name: str) -> Made:
+def billing_meter(client: stripe.StripeClient, event_name: str) -> SeededObject:
     """Find or create the Billing Meter that bills the last total of a period."""
     found = client.v1.billing.meters.list({"status": "active", "limit": 100})
     for known in found.auto_paging_iter():
@@ -161,7 +175,7 @@ def billing_meter(client: stripe.StripeClient, event_name: str) -> Made:
                 sys.exit(
                     f"Billing Meter {known.id} adds totals up: deactivate it, and run this again."
                 )
-            return Made("meter", known.id, is_new=False)
+            return SeededObject("meter", known.id, is_new=False)
     made = client.v1.billing.meters.create(
         {
             "display_name": event_name,
@@ -169,7 +183,7 @@ def billing_meter(client: stripe.StripeClient, event_name: str) -> Made:
             "default_aggregation": {"formula": "last"},
         }
     )
-    return Made("meter", made.id)
+    return SeededObject("meter", made.id)
 
 
 def create_price(
@@ -189,7 +203,7 @@ def create_price(
     return price.id
 
 
-def failure(done: list[Made], options: argparse.Namespace, said: str) -> str:
+def failure(done: list[SeededObject], options: argparse.Namespace, said: str) -> str:
     """Say on one line what was not created, why, and what had been by then."""
     kinds = [
         kind
@@ -216,7 +230,7 @@ def reason(error: stripe.StripeError) -> str:
     return f"Stripe answered {error.http_status}: {said} Mend that, then run this again."
 
 
-def print_advances(done: list[Made]) -> None:
+def print_advances(done: list[SeededObject]) -> None:
     """Print how to advance the test clock over the renewal, and past the draft hour."""
     clock = next(made.id for made in done if made.kind == "test clock")
     for at in (done[-1].period_end + 60, done[-1].period_end + 3 * 3_600):

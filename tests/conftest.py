@@ -1,6 +1,7 @@
 """Both stand-ins on loopback, the service in front of them, and signed events."""
 
 import json
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ from werkzeug.datastructures import Headers
 from werkzeug.serving import BaseWSGIServer, make_server
 
 import app
-import settings
 from fakes import openmeter_api, stripe_api
 from fakes.processes import STRIPE_KEY, WEBHOOK_SECRET, Process, call
 from fakes.serving import QuietHandler
+from service import settings
 
 KEY, SECRET, TOKEN = "sk_test_7Kq2", "whsec_9Zr4", "om_token_3Xw8"
 SECRETS = (KEY, SECRET, TOKEN, STRIPE_KEY, WEBHOOK_SECRET)
@@ -37,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*settings.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children take Ctrl-C, though a shell's background jobs, as these tests can be, do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def assert_no_secret(text: str) -> None:

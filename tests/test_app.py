@@ -14,7 +14,7 @@ from requests.adapters import HTTPAdapter
 from stripe import WebhookSignature
 
 import app
-import billing
+from billing.stripe_api import BUSY_SECONDS
 from fakes import openmeter_api
 from tests.conftest import (
     ACACIA,
@@ -527,7 +527,7 @@ RECORD = {"path": "/usage_records", "method": "POST"}
 def quick(mocker: MockerFixture) -> None:
     """Give up on a silent server after 0.3 s instead of 8."""
     bounds = {"connect": 0.3, "read": 0.3, "total": 0.5}
-    mocker.patch("transport.BOUND", urllib3.Timeout(**bounds))
+    mocker.patch("service.transport.BOUND", urllib3.Timeout(**bounds))
     mocker.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0.01)
 
 
@@ -627,7 +627,7 @@ def test_four_attempts_of_one_item_stay_under_forty_seconds(
     assert len(bounds) == 2
     for bound in bounds:
         assert (bound.connect_timeout, bound._read, bound.total) == (3, 8, 9)
-        assert 4 * bound.total + 0.5 + billing.BUSY_SECONDS < 40
+        assert 4 * bound.total + 0.5 + BUSY_SECONDS < 40
 
 
 @pytest.mark.parametrize("path", ["/v1/subscription_items", "/query", "/usage_records"])
@@ -709,7 +709,7 @@ def test_a_bug_is_answered_as_json_without_a_traceback(
     service: Service, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.client.application.config["PROPAGATE_EXCEPTIONS"] = False
-    mocker.patch("usage.total_usage", side_effect=ZeroDivisionError(KEY))
+    mocker.patch("usage.total", side_effect=ZeroDivisionError(KEY))
     answer = service.deliver(service.stripe.subscription())
     assert answer.status_code == 500
     assert set(answer.json) == {"error"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import app
-import settings
 from fakes.processes import ROOT, answers, wait_for
+from service import settings
 from tests.conftest import KEY, SECRET, TOKEN, free_port
 
 GOOD = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET}
@@ -62,7 +62,7 @@ def test_one_message_names_all_that_is_missing(
     given: dict[str, str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
-        settings.SettingsError, match=re.escape(f"{named} (see .env.example)")
+        settings.StartupExit, match=re.escape(f"{named} (see .env.example)")
     ) as ended:
         app.create_app(given)
     assert ended.value.code == 3
@@ -103,13 +103,13 @@ def test_one_message_names_all_that_is_missing(
     ],
 )
 def test_a_value_that_is_not_valid_is_named_but_not_shown(name: str, value: object) -> None:
-    with pytest.raises(settings.SettingsError, match=f"{name} must be") as ended:
+    with pytest.raises(settings.StartupExit, match=f"{name} must be") as ended:
         settings.read_settings({**GOOD, name: value})
     assert str(value) not in str(ended.value)
 
 
 def test_missing_and_not_valid_are_told_at_once() -> None:
-    with pytest.raises(settings.SettingsError, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
+    with pytest.raises(settings.StartupExit, match="STRIPE_KEY.*USAGE_ROUNDING.*PORT"):
         settings.read_settings({**GOOD, "STRIPE_KEY": "", "USAGE_ROUNDING": "x", "PORT": "x"})
 
 
@@ -131,7 +131,7 @@ def test_an_env_file_of_another_user_is_no_traceback(monkeypatch: pytest.MonkeyP
         raise PermissionError
 
     monkeypatch.setattr(settings, "dotenv_values", refuse)
-    with pytest.raises(settings.SettingsError, match="cannot be read by this user"):
+    with pytest.raises(settings.StartupExit, match="cannot be read by this user"):
         settings.environment()
 
 
@@ -144,6 +144,8 @@ def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
+    for folder in ("billing", "service"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 

@@ -177,7 +177,8 @@ def test_the_demo_ends_in_an_invoice_as_the_readme_shows() -> None:
 def test_the_readmes_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
-    shutil.copytree(ROOT / "fakes", tmp_path / "fakes")
+    for folder in ("billing", "service", "fakes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     by_hand = README.split("by hand, in four terminals")[1].split("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", by_hand, re.S)
     ports = {port: free_port() for port in ("4010", "4011", "4242")}
@@ -220,12 +221,11 @@ def test_the_readmes_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_demo_leaves_no_process_behind(
     tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:
     with (tmp_path / "output").open("w") as output:
-        # A shell's background jobs ignore Ctrl-C, and so would what they start.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         running = subprocess.Popen(DEMO, cwd=ROOT, stdout=output, stderr=output)
         wait_for(lambda: "2. Use" in (tmp_path / "output").read_text(), "the demo", 60)
         assert len(listening((tmp_path / "output").read_text())) == 3

@@ -1,11 +1,12 @@
 """The probes: whether the process answers, and whether both services do."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from pytest_mock import MockerFixture
 
-import health
+from service.health import Readiness
 from tests.conftest import KEY, TOKEN, Service
 
 
@@ -41,7 +42,7 @@ def test_readyz_says_which_service_fails_and_why(service: Service, name: str, st
 
 
 def test_an_answer_is_remembered_for_ten_seconds(service: Service, mocker: MockerFixture) -> None:
-    clock = mocker.patch("health.time.monotonic", return_value=100.0)
+    clock = mocker.patch("service.health.time.monotonic", return_value=100.0)
     service.stripe.fault(path="/v1/subscriptions", status=503, times=2)
     assert service.open("GET", "/readyz").status_code == 503
     clock.return_value = 109.9
@@ -52,8 +53,19 @@ def test_an_answer_is_remembered_for_ten_seconds(service: Service, mocker: Mocke
 
 
 def test_probes_at_once_ask_once(service: Service) -> None:
-    readiness = health.Readiness(service.client.application.extensions["services"])
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: readiness.look(), range(8)))
-    assert found == [{"openmeter": "ok", "stripe": "ok"}] * 8
+        answers = list(pool.map(lambda _: service.open("GET", "/readyz"), range(8)))
+    assert [answer.json for answer in answers] == [{"openmeter": "ok", "stripe": "ok"}] * 8
     assert len(service.called()) == 2
+
+
+def test_each_service_is_asked_at_the_same_time() -> None:
+    meeting = Barrier(2, timeout=10)
+
+    def check() -> str:
+        meeting.wait()
+        return "ok"
+
+    with ThreadPoolExecutor(2) as pool:
+        readiness = Readiness({"one": check, "other": check}, pool)
+        assert readiness.current_answers() == {"one": "ok", "other": "ok"}

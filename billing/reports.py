@@ -3,20 +3,34 @@
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-import billing
+import openmeter
+
 import usage
-from logs import about
-from settings import Services
-from transport import seconds_left
+from billing import ways
+from billing.items import UTC_TIME, MeteredItem, period_name
+from billing.stripe_api import Account, NotReported, PeriodClosed, ReportFailed
+from service.logs import log_context
+from service.transport import seconds_left
 
 log = logging.getLogger("app")
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads."""
+
+    openmeter: openmeter.Client
+    stripe: Account
+    window_size: str
+    pool: Executor
+    is_live: bool
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Report:
     `reset` says that a reset ended the period early.
     """
 
-    item: usage.MeteredItem
+    item: MeteredItem
     as_of: int
     reset: bool = False
 
@@ -54,23 +68,23 @@ class Outcome:
             self.failed.append(entry)
 
     @contextmanager
-    def noting(self, item: str, *, final: bool = True) -> Iterator[None]:
+    def record_errors(self, item: str, *, final: bool = True) -> Iterator[None]:
         """Note a report that Stripe refuses, or that fails, and go on behind the `with`.
 
         Without `final` a refusal counts as a failure, too.
         """
         try:
             yield
-        except usage.NotReported as error:
+        except NotReported as error:
             answered = {"request_id": error.request_id} if error.request_id else {}
-            with about(**answered):
-                self._note(item, error, final=final)
+            with log_context(**answered):
+                self._record(item, error, final=final)
 
-    def _note(self, item: str, error: usage.NotReported, *, final: bool) -> None:
-        if not final or isinstance(error, usage.ReportFailed):
+    def _record(self, item: str, error: NotReported, *, final: bool) -> None:
+        if not final or isinstance(error, ReportFailed):
             self.fail(item, str(error))
         else:
-            kind = "closed" if isinstance(error, usage.PeriodClosed) else "refused"
+            kind = "closed" if isinstance(error, PeriodClosed) else "refused"
             self.warn(item, str(error), kind, "refused")
 
     def __str__(self) -> str:
@@ -83,6 +97,18 @@ class Outcome:
         self.skipped.extend(other.skipped)
         self.warnings.extend(other.warnings)
         self.failed.extend(other.failed)
+
+
+def measure(services: Services, item: MeteredItem) -> Decimal | None:
+    """Return OpenMeter's total for an item's period, rounded to windows; None without rows.
+
+    Raises ReportFailed.
+    """
+    start, end = item.window_start, item.window_end
+    try:
+        return usage.total(services.openmeter, item.meter, item.subject, start, end)
+    except usage.QueryFailed as error:
+        raise ReportFailed(str(error)) from error
 
 
 def report_all(reports: list[Report], services: Services, outcome: Outcome) -> None:
@@ -109,12 +135,12 @@ def report_in_order(reports: list[Report], services: Services) -> Outcome:
     """Report one after the other, whatever becomes of each."""
     outcome = Outcome()
     for report in reports:
-        with about(**item_fields(report.item)), outcome.noting(report.item.id):
+        with log_context(**item_fields(report.item)), outcome.record_errors(report.item.id):
             report_one(report, services, outcome)
     return outcome
 
 
-def item_fields(item: usage.MeteredItem) -> dict[str, str]:
+def item_fields(item: MeteredItem) -> dict[str, str]:
     """Return what the log says of an item besides its id."""
     return {
         "subscription": item.subscription,
@@ -126,24 +152,36 @@ def item_fields(item: usage.MeteredItem) -> dict[str, str]:
     }
 
 
+def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
+    """Return what a report's log line says, in its order."""
+    return {
+        "stripe_customer": item.customer,
+        "stripe_price": item.price,
+        "meter": item.meter,
+        "total_usage": f"{total:.6f}",
+        "from": item.window_start.strftime(UTC_TIME),
+        "to": item.window_end.strftime(UTC_TIME),
+    }
+
+
 def report_one(report: Report, services: Services, outcome: Outcome) -> None:
     """Report one period of an item. Raises ReportRefused or ReportFailed."""
     began, item = time.monotonic(), report.item
-    found = usage.total_usage(services.openmeter, item)
+    found = measure(services, item)
     total = found or Decimal(0)
     if not item.stripe_meter:
         wait_for_first_second(item)
-    sent = billing.report(services.stripe, item, total, report.as_of)
+    sent = ways.report_total(services.stripe, item, total, report.as_of)
     if found is None:
         reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
         outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
-    fields = usage.report_fields(item, total)
+    fields = report_fields(item, total)
     line = ", ".join(f"{name}: {value}" for name, value in fields.items())
     taken = {"total": f"{total:f}", "milliseconds": milliseconds_since(began)}
     log.info(line, extra={"item": item.id, "outcome": "reported", **taken})
     outcome.reported.append({"item": item.id, "quantity": sent, **fields})
     if report.reset:
-        reason = f"a reset ended {usage.period_name(item)}, invoiced with what had been reported"
+        reason = f"a reset ended {period_name(item)}, invoiced with what had been reported"
         rest = f"its total is {total:f}, and the rest may be on no invoice"
         outcome.warn(item.id, f"{reason} by then; {rest}", "reset")
 
@@ -153,8 +191,8 @@ def milliseconds_since(began: float) -> float:
     return round(1_000 * (time.monotonic() - began), 1)
 
 
-def wait_for_first_second(item: usage.MeteredItem) -> None:
+def wait_for_first_second(item: MeteredItem) -> None:
     """Sleep until the record's timestamp: Stripe takes none that lies in the future."""
-    seconds = billing.record_timestamp(item) - time.time()
+    seconds = ways.record_timestamp(item) - time.time()
     if 0 < seconds <= 1:
         time.sleep(seconds)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-import logs
 from fakes.processes import Processes
+from service import logs
 from tests.conftest import (
     DAY,
     END,
@@ -144,8 +144,9 @@ def test_neither_form_shows_a_secret(name: str) -> None:
     handler.setFormatter(logs.formatter(name))
     logger = logging.Logger("test")
     logger.addHandler(handler)
-    logger.addFilter(logs.Hide('a"b', 'a"bc', "z"))
-    with logs.about(subject='a"bc', item="si_1"):
+    logger.addFilter(logs.ContextFilter())
+    logger.addFilter(logs.SecretFilter('a"b', 'a"bc', "z"))
+    with logs.log_context(subject='a"bc', item="si_1"):
         logger.warning("%s and %s", 'xa"bcx', "z")
     assert "x[hidden]x and [hidden]" in written.getvalue()
     assert 'a"b' not in written.getvalue().replace("\\", "")

@@ -15,8 +15,8 @@ import requests
 import urllib3
 from pytest_mock import MockerFixture
 
-import transport
-from transport import http_session
+from service import transport
+from service.transport import http_session
 
 OK = b"HTTP/1.1 200 OK\r\n"
 Serve = Callable[..., str]
@@ -124,7 +124,7 @@ def serve() -> Iterator[Serve]:
 def test_an_answer_that_trickles_in_is_given_up_in_time(
     serve: Serve, mocker: MockerFixture, first: bytes, again: bytes
 ) -> None:
-    mocker.patch("transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
+    mocker.patch("service.transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
     url = serve(first, again)
     began = time.monotonic()
     with http_session(url) as session, pytest.raises(requests.RequestException, match=r"."):
@@ -136,15 +136,15 @@ def test_an_answer_that_trickles_in_is_given_up_in_time(
 def test_an_answer_without_end_takes_no_more_memory_than_it_may(
     serve: Serve, mocker: MockerFixture, coded: bytes
 ) -> None:
-    mocker.patch("transport.MAX_ANSWER_BYTES", 100_000)
+    mocker.patch("service.transport.MAX_ANSWER_BYTES", 100_000)
     url = serve(OK + coded + b"\r\n", b"a" * 65_536, 0)
     with http_session(url) as session, pytest.raises(requests.RequestException, match=r"."):
         session.request("GET", url)
 
 
 def test_the_bounds_begin_anew_with_each_answer(kept_alive: str, mocker: MockerFixture) -> None:
-    mocker.patch("transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
-    mocker.patch("transport.MAX_ANSWER_BYTES", 300)
+    mocker.patch("service.transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
+    mocker.patch("service.transport.MAX_ANSWER_BYTES", 300)
     with http_session(kept_alive) as session:
         for _ in range(5):
             session.request("GET", kept_alive)
@@ -161,5 +161,5 @@ def test_tls_connections_have_bounds_too() -> None:
             "https://api.example"
         )
     for pool in (direct, proxied):
-        assert issubclass(pool.ConnectionCls, transport.TLSConnection)
-    assert transport.TLSConnection.response_class is transport.Answer
+        assert issubclass(pool.ConnectionCls, transport.BoundedTLSConnection)
+    assert transport.BoundedTLSConnection.response_class is transport.BoundedResponse

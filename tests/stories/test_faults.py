@@ -16,8 +16,9 @@ import requests
 import urllib3
 from tenacity import stop_before_delay
 
-import transport
 from fakes.processes import Process, Processes, answers, wait_for
+from service import transport
+from tests.billing.test_meters import aged
 from tests.conftest import (
     DAY,
     END,
@@ -33,7 +34,6 @@ from tests.conftest import (
     free_port,
     updated,
 )
-from tests.test_meters import aged
 
 Start = Callable[..., Service]
 METERED = {"metadata[om_meter_id]": "m1"}
@@ -228,9 +228,9 @@ def deliver_with(fault: Fault, call: Call, delivery: Delivery, *, counted: bool)
         where = {"method": call.method, "path": call.path, "times": 1_000}
         fake.fault(**where, **fault.played, after=counted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transport.BoundedAdapter.send", send_with(fault, call))
+        patch.setattr("service.transport.BoundedAdapter.send", send_with(fault, call))
         patch.setattr("stripe.HTTPClient._sleep_time_seconds", lambda *_: 0.01)
-        patch.setattr("billing.stop_before_delay", lambda _: stop_before_delay(0.1))
+        patch.setattr("billing.stripe_api.stop_before_delay", lambda _: stop_before_delay(0.1))
         answer = service.post(delivery.body)
     fake.fake("DELETE", "faults")
     return answer

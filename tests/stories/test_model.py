@@ -36,7 +36,7 @@ from stripe import WebhookSignature
 from urllib3 import HTTPResponse
 
 import app
-import events
+from billing import events
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_billing import Account, Record
 from tests.conftest import ACACIA, DAY, ENDIVE, KEY, SECRET, START
@@ -123,8 +123,8 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
-        stack.enter_context(mock.patch("settings.http_session", session))
-        stack.enter_context(mock.patch("settings.ThreadPoolExecutor", return_value=InTurn()))
+        stack.enter_context(mock.patch("service.clients.http_session", session))
+        stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))
         stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
         yield
 

@@ -21,12 +21,25 @@ from tabulate import tabulate
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import billing
-import usage
-from events import as_read_now, closed_by_invoice, is_renewal_draft, metered_items
-from reports import Outcome, Report, log, report_in_order
-from settings import Services
-from transport import MAX_CONNECTIONS
+from billing import stripe_api, ways
+from billing.events import (
+    closed_by_invoice,
+    is_renewal_draft,
+    refetch_subscription,
+    select_reportable_items,
+)
+from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem
+from billing.reports import (
+    Outcome,
+    Report,
+    Services,
+    log,
+    measure,
+    report_fields,
+    report_in_order,
+)
+from billing.stripe_api import Json, Page, ReportFailed, ReportRefused
+from service.transport import MAX_CONNECTIONS
 
 BILLABLE = ("active", "trialing", "past_due", "unpaid")
 # Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
@@ -69,40 +82,43 @@ class Run:
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
-    def work(self, subscription: usage.Json, as_of: int) -> None:
+    def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""
         outcome, compared, reports = Outcome(), list[Comparison](), list[Report]()
-        with outcome.noting(str(subscription["id"])):
+        with outcome.record_errors(str(subscription["id"])):
             try:
-                reports = self.due(subscription, as_of, outcome)
-            except usage.InvalidSubscription as error:
+                reports = self.due_reports(subscription, as_of, outcome)
+            except InvalidSubscription as error:
                 outcome.fail(str(subscription["id"]), str(error))
         if self.dry:
             for report in reports:
-                with outcome.noting(report.item.id):
+                with outcome.record_errors(report.item.id):
                     compared.append(compare(report, self.services))
         else:
             outcome.add(report_in_order(reports, self.services))
         self.note(len({report.item.id for report in reports}), outcome, compared)
 
-    def due(self, subscription: usage.Json, as_of: int, outcome: Outcome) -> list[Report]:
+    def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[Report]:
         """Return what to report: the periods that drafts still bill, then the running ones."""
         if subscription.get("test_clock"):
-            subscription, as_of = as_read_now(subscription, self.services)
-        items = metered_items(subscription, self.services, outcome)
-        items = [item for item in items if self.owns_its_meter(item, outcome)]
+            subscription, as_of = refetch_subscription(subscription, self.services)
+        items = select_reportable_items(subscription, self.services, outcome)
+        items = [item for item in items if self.claim_meter(item, outcome)]
         closed = []
         if any(item.stripe_meter for item in items):
-            for invoice in drafts(subscription, as_of, self.services):
+            for invoice in renewal_draft_invoices(subscription, as_of, self.services):
                 closed += closed_by_invoice(invoice, subscription, items, self.services, outcome)
         return closed + [Report(item, as_of) for item in items]
 
-    def owns_its_meter(self, item: usage.MeteredItem, outcome: Outcome) -> bool:
-        """Say whether an item shares its Billing Meter with no other of its customer."""
+    def claim_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
+        """Take an item's Billing Meter for it; fail it if another of its customer has that meter.
+
+        A run over some subscriptions reads the customer's others from Stripe first.
+        """
         if not item.stripe_meter:
             return True
         if self.only_some:
-            self.look_around(item)
+            self.claim_meters_of_customer(item)
         with self.lock:
             owner = self.owners.setdefault((item.customer, item.stripe_meter), item.id)
         if owner != item.id:
@@ -110,10 +126,10 @@ class Run:
             outcome.fail(f"{owner} and {item.id}", f"{reason}, which counts per customer")
         return owner == item.id
 
-    def look_around(self, item: usage.MeteredItem) -> None:
-        """Read who else of an item's customer has its Billing Meter, if not all is listed."""
-        for subscription, _ in listed(self.services, customer=item.customer):
-            for other in metered_items(subscription, self.services, Outcome()):
+    def claim_meters_of_customer(self, item: MeteredItem) -> None:
+        """Take their Billing Meters for the other items of an item's customer."""
+        for subscription, _ in iter_billable_subscriptions(self.services, customer=item.customer):
+            for other in select_reportable_items(subscription, self.services, Outcome()):
                 if other.id != item.id and other.stripe_meter:
                     with self.lock:
                         self.owners.setdefault((other.customer, other.stripe_meter), other.id)
@@ -142,7 +158,7 @@ class Run:
             self.failures += outcome.failed
             self.show(outcome.failed[0])
 
-    def status(self) -> int:
+    def exit_status(self) -> int:
         """Return the exit status."""
         if self.counts["failed"]:
             return FAILED
@@ -159,10 +175,10 @@ class Run:
 def compare(report: Report, services: Services) -> Comparison:
     """Return both services' values for a period. Raises ReportRefused or ReportFailed."""
     item = report.item
-    total = usage.total_usage(services.openmeter, item) or Decimal(0)
-    value = billing.value_to_send(services.stripe, item, total)
-    held = billing.value_held(services.stripe, item, report.as_of)
-    fields = usage.report_fields(item, total)
+    total = measure(services, item) or Decimal(0)
+    value = ways.rounded_value(services.stripe, item, total)
+    held = ways.fetch_held_value(services.stripe, item, report.as_of)
+    fields = report_fields(item, total)
     return Comparison(
         item.subscription,
         item.id,
@@ -175,7 +191,7 @@ def compare(report: Report, services: Services) -> Comparison:
     )
 
 
-def drafts(subscription: usage.Json, as_of: int, services: Services) -> list[usage.Json]:
+def renewal_draft_invoices(subscription: Json, as_of: int, services: Services) -> list[Json]:
     """Return the drafts of a subscription's renewals, as a rule without asking Stripe again.
 
     Its latest invoice comes with it. An older one can still be a draft only if another invoice
@@ -189,37 +205,39 @@ def drafts(subscription: usage.Json, as_of: int, services: Services) -> list[usa
         length = latest.get("period_end", 0) - latest.get("period_start", 0)
         if is_renewal and length > DRAFT_SECONDS:
             return [latest] if is_renewal_draft(latest) else []
-    found = billing.draft_invoices(services.stripe, str(subscription["id"]))
+    found = stripe_api.list_draft_invoices(services.stripe, str(subscription["id"]))
     return [invoice for invoice in reversed(found) if is_renewal_draft(invoice)]
 
 
-def listed(services: Services, **filters: str) -> Iterator[tuple[usage.Json, int]]:
+def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[tuple[Json, int]]:
     """Yield subscriptions that can be billed, and since which UTC second they are known.
 
     A page is read while the one before is worked on. Raises ReportRefused or ReportFailed.
     """
 
-    def read(after: str | None) -> tuple[billing.Page, int]:
+    def read_page(after: str | None) -> tuple[Page, int]:
         as_of = int(time.time())
-        return billing.subscriptions(services.stripe, after, **filters), as_of
+        return stripe_api.list_subscriptions(services.stripe, after, **filters), as_of
 
     with ThreadPoolExecutor(1) as reader:
-        coming: Future[tuple[billing.Page, int]] | None = reader.submit(read, None)
+        coming: Future[tuple[Page, int]] | None = reader.submit(read_page, None)
         while coming:
             page, as_of = coming.result()
-            coming = reader.submit(read, page.entries[-1]["id"]) if page.has_more else None
+            coming = reader.submit(read_page, page.entries[-1]["id"]) if page.has_more else None
             for subscription in page.entries:
                 if subscription.get("status") in BILLABLE:
                     yield subscription, as_of
 
 
-def named(services: Services, ids: list[str], run: Run) -> Iterator[tuple[usage.Json, int]]:
-    """Yield the subscriptions of these ids, as `listed` does; fail those that cannot be billed."""
+def iter_subscriptions_by_id(
+    services: Services, ids: list[str], run: Run
+) -> Iterator[tuple[Json, int]]:
+    """Yield the subscriptions of these ids with the second of reading; fail those that are over."""
     for subscription_id in ids:
         as_of = int(time.time())
         try:
-            found = billing.subscription(services.stripe, subscription_id)
-        except (usage.ReportRefused, usage.ReportFailed) as error:
+            found = stripe_api.fetch_subscription(services.stripe, subscription_id)
+        except (ReportRefused, ReportFailed) as error:
             run.fail(subscription_id, str(error))
             continue
         if found.get("status") in BILLABLE:
@@ -228,39 +246,63 @@ def named(services: Services, ids: list[str], run: Run) -> Iterator[tuple[usage.
             run.fail(subscription_id, f"is {found.get('status')}: nothing more can be billed")
 
 
-def work_on_all(run: Run, ids: list[str], workers: int) -> int:
-    """Work on subscriptions, `workers` at a time and never many in memory; return the status.
+class WorkPool:
+    """Threads that work on subscriptions, never many of them in memory."""
+
+    def __init__(self, run: Run, workers: int) -> None:
+        self.run, self.threads = run, ThreadPoolExecutor(workers)
+        self.places, self.pending = BoundedSemaphore(4 * workers), set[Future[None]]()
+
+    def submit(self, subscription: Json, as_of: int) -> None:
+        """Hand a subscription over as soon as there is a place for it."""
+        self.places.acquire()
+        job = self.threads.submit(self.run.work_on, subscription, as_of)
+        self.pending.add(job)
+        job.add_done_callback(partial(self.forget, str(subscription["id"])))
+
+    def forget(self, name: str, job: Future[None]) -> None:
+        """Give a place back, and note a mistake of ours as a failure of one subscription."""
+        self.places.release()
+        self.pending.discard(job)
+        if not job.cancelled() and (error := job.exception()):
+            self.run.fail(name, f"could not be worked on ({type(error).__name__})")
+
+    def finish(self) -> None:
+        """Wait for what has begun, or has a place."""
+        wait(list(self.pending))
+
+    def cancel_waiting(self) -> None:
+        """Let no other subscription begin."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+def work_on_subscriptions(run: Run, ids: list[str], workers: int) -> int:
+    """Work on all subscriptions, or those of the ids, `workers` at a time; return the exit status.
 
     An interrupt lets those that have begun finish, and no other begin.
     """
-    places, pending = BoundedSemaphore(4 * workers), set[Future[None]]()
-    last = "the first"
-
-    def done(name: str, job: Future[None]) -> None:
-        places.release()
-        pending.discard(job)
-        if not job.cancelled() and (error := job.exception()):
-            run.fail(name, f"could not be worked on ({type(error).__name__})")
-
-    source = named(run.services, ids, run) if ids else listed(run.services)
-    with ThreadPoolExecutor(workers) as pool:
+    pool, last = WorkPool(run, workers), "the first"
+    services = run.services
+    source = (
+        iter_subscriptions_by_id(services, ids, run)
+        if ids
+        else iter_billable_subscriptions(services)
+    )
+    with pool.threads:
         try:
             for subscription, as_of in source:
-                places.acquire()
                 last = str(subscription["id"])
-                job = pool.submit(run.work, subscription, as_of)
-                pending.add(job)
-                job.add_done_callback(partial(done, last))
-            wait(list(pending))
-        except (usage.ReportRefused, usage.ReportFailed) as error:
+                pool.submit(subscription, as_of)
+            pool.finish()
+        except (ReportRefused, ReportFailed) as error:
             run.fail(f"the list of subscriptions after {last}", str(error))
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.cancel_waiting()
             log.warning("interrupted: what has begun is finished, the rest is not reported")
-            wait(list(pending))
+            pool.finish()
             return INTERRUPTED
-    return run.status()
+    return run.exit_status()
 
 
 def paced(services: Services, rate: int) -> Services:
@@ -272,39 +314,57 @@ def paced(services: Services, rate: int) -> Services:
     return replace(services, stripe=account)
 
 
-def subscription_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
+def distinct_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
     """Accept ids, each once."""
     for subscription_id in given:
-        if not usage.STRIPE_ID.fullmatch(subscription_id):
+        if not STRIPE_ID.fullmatch(subscription_id):
             raise click.BadParameter(f"{subscription_id!r} is no id")
     return list(dict.fromkeys(given))
 
 
-def as_text(value: object) -> object:
+def plain_decimal(value: object) -> object:
     """Return a value as JSON and the table show it: an amount in plain digits."""
     return f"{value:f}" if isinstance(value, Decimal) else value
 
 
 def table(rows: list[Mapping[str, Any]]) -> str:
     """Return comparisons as a table; `?` stands for what Stripe's summaries cannot tell."""
-    cells = [{name: as_text(value) for name, value in row.items()} for row in rows]
+    cells = [{name: plain_decimal(value) for name, value in row.items()} for row in rows]
     cells.sort(key=lambda row: (row["subscription"], row["item"], row["period"]))
     text = str(tabulate(cells, headers="keys", disable_numparse=True, missingval="?"))
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-@click.command("report")
-@click.option("--subscription", "ids", multiple=True, metavar="SUB", callback=subscription_ids)
+@click.command("report", short_help="Report all subscriptions' usage, or compare it.")
+@click.option(
+    "--subscription",
+    "ids",
+    multiple=True,
+    metavar="SUB",
+    callback=distinct_ids,
+    help="Only this subscription; may be given more than once.",
+)
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@click.option("--workers", default=16, type=click.IntRange(1, MAX_CONNECTIONS), show_default=True)
-@click.option("--rate", type=click.IntRange(0), help="Requests a second to Stripe; 0: no limit.")
+@click.option(
+    "--workers",
+    default=16,
+    type=click.IntRange(1, MAX_CONNECTIONS),
+    show_default=True,
+    help="Subscriptions that are worked on at the same time.",
+)
+@click.option(
+    "--rate",
+    type=click.IntRange(0),
+    metavar="N",
+    help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
+    f"{LIVE_RATE} with a live one]",
+)
 @with_appcontext
 def report(ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | None) -> None:
     """Report the running period of every subscription that can still be billed.
 
-    With a Billing Meter, the closed period too, while its invoice is a draft. Without --rate it
-    is 20 with a test key and 80 with a live one.
+    With a Billing Meter, the closed period too, while its invoice is a draft.
 
     Exit status: 0; 1 if something failed; 3 if --dry-run found a difference; 130 if interrupted.
     """
@@ -316,10 +376,10 @@ def report(ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | N
     with tqdm(unit=" items", disable=None) as bar, logging_redirect_tqdm([log]):
         run = Run(paced(services, rate), dry, only_some=bool(ids), tick=bar.update)
         if as_json:
-            run.show = lambda entry: bar.write(json.dumps(entry, default=as_text))
+            run.show = lambda entry: bar.write(json.dumps(entry, default=plain_decimal))
         elif dry:
             run.show = lambda entry: rows.append(entry) if "difference" in entry else None
-        status = work_on_all(run, ids, workers)
+        status = work_on_subscriptions(run, ids, workers)
     if rows:
         click.echo(table(rows))
     for entry in run.failures:

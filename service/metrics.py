@@ -9,9 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from itertools import product
 
-from flask import Flask
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
     Counter,
@@ -20,7 +18,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
-from werkzeug.wrappers import Response
 
 PREFIX = "openmeter_stripe"
 NOT_GENUINE, OTHER = "not genuine", "other"
@@ -91,17 +88,17 @@ def begin_at_zero(types: Collection[str]) -> None:
         WARNINGS.labels(warning)
 
 
-def register(app: Flask, types: Collection[str]) -> None:
-    """Count from here on, and answer GET /metrics."""
-    others = [handler for handler in app.logger.handlers if not isinstance(handler, CountLines)]
-    app.logger.handlers[:] = [*others, CountLines(types)]
+def count_lines(logger: logging.Logger, types: Collection[str]) -> None:
+    """Count a logger's lines from here on."""
+    others = [handler for handler in logger.handlers if not isinstance(handler, CountLines)]
+    logger.handlers[:] = [*others, CountLines(types)]
     begin_at_zero(types)
 
-    @app.get("/metrics")
-    def metrics() -> Response:
-        """Answer what was counted, in all processes."""
-        registry = REGISTRY
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+def exposition() -> bytes:
+    """Return what was counted, in all processes, in Prometheus' text form."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

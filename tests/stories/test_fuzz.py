@@ -33,8 +33,8 @@ from werkzeug.wrappers import Response
 
 import app
 from fakes.stripe_webhooks import signature
+from service.transport import BoundedSession
 from tests.conftest import ACACIA, END, ENDIVE, KEY, SECRET, TOKEN, Stripe, assert_no_secret
-from transport import BoundedSession
 
 # In parts, which can run at the same time, of rounds with a fixed seed each, of examples of ten.
 PARTS, ROUNDS, TOGETHER = 10, 20, 10
@@ -225,7 +225,7 @@ def events(stripe_fake: Stripe) -> list[Json]:
 def service(events: list[Json], mocker: MockerFixture) -> Iterator[Service]:
     wire, session = Wire(events), BoundedSession(lambda _: None)
     session.mount("http://", wire)
-    mocker.patch("settings.http_session", return_value=session)
+    mocker.patch("service.clients.http_session", return_value=session)
     running = Service(app.create_app(CONFIG), wire)
     mocker.patch.object(running.application.logger, "callHandlers", running.note)
     yield running

@@ -4,21 +4,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import billing
-import usage
-from logs import about
-from reports import Outcome, Report, item_fields, report_all
-from settings import Services
+from billing import items, stripe_api
+from billing.items import InvalidSubscription, MeteredItem
+from billing.reports import Outcome, Report, Services, item_fields, report_all
+from billing.stripe_api import Json
+from service.logs import log_context
+from usage import one_line
 
 FRESH_SECONDS = 5
 
 
-def event_object(event: Mapping[str, Any]) -> usage.Json:
+def event_object(event: Mapping[str, Any]) -> Json:
     """Return the object that an event carries. Raises InvalidSubscription."""
     data = event.get("data")
     carried = data.get("object") if isinstance(data, dict) else None
     if not isinstance(carried, dict):
-        raise usage.InvalidSubscription("data.object is missing")
+        raise InvalidSubscription("data.object is missing")
     return carried
 
 
@@ -28,13 +29,13 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     An item that fails stops no other. Raises InvalidSubscription before anything is written.
     """
     outcome = Outcome()
-    items = metered_items(event_object(event), services, outcome)
-    running, as_of = as_it_is_now(event, items, services, outcome)
+    metered = select_reportable_items(event_object(event), services, outcome)
+    running, as_of = refresh_running_items(event, metered, services, outcome)
     # Items that the event leaves out are read as they are now, not as they were then: what they
     # closed is reported for the draft invoice.
     listed = [entry.get("id") for entry in event_object(event)["items"]["data"]]
     previous = event["data"].get("previous_attributes")
-    reports = closed_reports([item for item in items if item.id in listed], previous, outcome)
+    reports = closed_reports([item for item in metered if item.id in listed], previous, outcome)
     report_all(reports + [Report(item, as_of) for item in running], services, outcome)
     return outcome
 
@@ -43,8 +44,8 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     """Report the last period of each item backed by a Billing Meter, up to the end."""
     outcome = Outcome()
     subscription = event_object(event)
-    items = metered_items(subscription, services, outcome)
-    ended = [usage.ended_item(item, subscription) for item in items]
+    metered = select_reportable_items(subscription, services, outcome)
+    ended = [items.cut_at_end(item, subscription) for item in metered]
     outcome.skipped.extend(item.id for item in ended if not item.stripe_meter)
     reports = [Report(item, item.end) for item in ended if item.stripe_meter]
     report_all(reports, services, outcome)
@@ -61,27 +62,30 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     if not is_renewal_draft(invoice):
         return None
     outcome = Outcome()
-    subscription_id = usage.invoiced_subscription(invoice)
-    with outcome.noting(subscription_id, final=False):
-        subscription = billing.subscription(services.stripe, subscription_id)
-        items = metered_items(subscription, services, outcome)
-        reports = closed_by_invoice(invoice, subscription, items, services, outcome)
+    subscription_id = items.invoice_subscription_id(invoice)
+    with outcome.record_errors(subscription_id, final=False):
+        subscription = stripe_api.fetch_subscription(services.stripe, subscription_id)
+        metered = select_reportable_items(subscription, services, outcome)
+        reports = closed_by_invoice(invoice, subscription, metered, services, outcome)
         reported = {report.item.id for report in reports}
-        outcome.skipped.extend(item.id for item in items if item.id not in reported)
+        outcome.skipped.extend(item.id for item in metered if item.id not in reported)
         report_all(reports, services, outcome)
     return outcome
 
 
-def is_renewal_draft(invoice: usage.Json) -> bool:
-    """Say whether an invoice is the draft of a renewal, which meter events still reach."""
+def is_renewal_draft(invoice: Json) -> bool:
+    """Say whether an invoice is the draft of a renewal, which meter events still reach.
+
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)
+    """
     state = invoice.get("status"), invoice.get("billing_reason")
     return state == ("draft", "subscription_cycle")
 
 
 def closed_by_invoice(
-    invoice: usage.Json,
-    subscription: usage.Json,
-    items: list[usage.MeteredItem],
+    invoice: Json,
+    subscription: Json,
+    metered: list[MeteredItem],
     services: Services,
     outcome: Outcome,
 ) -> list[Report]:
@@ -89,52 +93,55 @@ def closed_by_invoice(
 
     Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
-    lines = all_lines(invoice, services)
-    resets = earlier_resets(subscription, invoice, services)
-    warn_of_changes(lines, items, outcome)
-    invoiced = [usage.invoiced_item(item, lines, subscription, resets) for item in items]
+    lines = fetch_all_lines(invoice, services)
+    resets = fetch_resets_if_anchor_moved(subscription, invoice, services)
+    warn_of_changed_lines(lines, metered, outcome)
+    invoiced = [items.invoiced_period(item, lines, subscription, resets) for item in metered]
     return [Report(item, item.end) for item in invoiced if item and item.stripe_meter]
 
 
-def warn_of_changes(
-    lines: list[usage.Json], items: list[usage.MeteredItem], outcome: Outcome
-) -> None:
-    """Warn of invoice lines whose item has another price now, or is gone."""
-    prices = {item.id: item.price for item in items}
+def warn_of_changed_lines(lines: list[Json], metered: list[MeteredItem], outcome: Outcome) -> None:
+    """Warn of invoice lines whose item has another price now, or is gone.
+
+    Items that the outcome has as skipped or failed by now are there, though not reported.
+    """
+    prices = {item.id: item.price for item in metered}
     others = {*prices, *outcome.skipped, *(entry["item"] for entry in outcome.failed)}
     for line in lines:
-        item, price = usage.one_line(usage.line_item(line)), usage.line_price(line)
+        item, price = one_line(items.line_item(line)), items.line_price(line)
         if prices.get(item, price) != price or item not in others:
             reason = "is gone or has another price since the invoiced period; check it"
             outcome.warn(item, reason, "changed")
 
 
-def earlier_resets(
-    subscription: usage.Json, invoice: usage.Json, services: Services
+def fetch_resets_if_anchor_moved(
+    subscription: Json, invoice: Json, services: Services
 ) -> frozenset[int]:
     """Return where resets ended periods, if one came between an invoice and now.
 
     The subscription then no longer knows whether the invoice's period began with a reset.
     """
-    anchors, end = usage.moved_anchor(subscription), invoice.get("period_end")
+    anchors, end = items.reset_anchor_boundary(subscription), invoice.get("period_end")
     if type(end) is not int or all(anchor < end for anchor in anchors):
         return frozenset()
-    return billing.reset_instants(services.stripe, usage.stripe_id(subscription, "id", ""))
+    subscription_id = items.stripe_id(subscription, "id", "")
+    return stripe_api.list_reset_instants(services.stripe, subscription_id)
 
 
-def all_lines(invoice: usage.Json, services: Services) -> list[usage.Json]:
+def fetch_all_lines(invoice: Json, services: Services) -> list[Json]:
     """Return an invoice's lines, of which an event has the first ten at most."""
     lines = invoice.get("lines")
     if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
-        raise usage.InvalidSubscription("lines.data is missing")
+        raise InvalidSubscription("lines.data is missing")
     if lines.get("has_more"):
-        return billing.invoice_lines(services.stripe, usage.stripe_id(invoice, "id", ""))
+        invoice_id = items.stripe_id(invoice, "id", "")
+        return stripe_api.list_invoice_lines(services.stripe, invoice_id)
     return [line for line in lines["data"] if isinstance(line, dict)]
 
 
-def as_it_is_now(
-    event: Mapping[str, Any], items: list[usage.MeteredItem], services: Services, outcome: Outcome
-) -> tuple[list[usage.MeteredItem], int]:
+def refresh_running_items(
+    event: Mapping[str, Any], metered: list[MeteredItem], services: Services, outcome: Outcome
+) -> tuple[list[MeteredItem], int]:
     """Return the items that run now, and the second (UTC) of which that is known.
 
     A late event may be of a period that a reset has ended since; the total that it leads to
@@ -142,44 +149,35 @@ def as_it_is_now(
     event is fresh. Stripe itself refuses a late usage record. A test clock has its own time.
     """
     now, created = int(time.time()), event.get("created")
-    if not any(item.stripe_meter for item in items):
-        return items, now
+    if not any(item.stripe_meter for item in metered):
+        return metered, now
     known = event_object(event)
     if type(created) is int and now - created <= FRESH_SECONDS and known.get("test_clock") is None:
-        return items, created
-    with outcome.noting(usage.stripe_id(known, "id", "")):
-        subscription, now = as_read_now(known, services)
+        return metered, created
+    with outcome.record_errors(items.stripe_id(known, "id", "")):
+        subscription, now = refetch_subscription(known, services)
         if subscription.get("status") != "canceled":
-            return metered_items(subscription, services, outcome), now
+            return select_reportable_items(subscription, services, outcome), now
     return [], now
 
 
-def as_read_now(known: usage.Json, services: Services) -> tuple[usage.Json, int]:
+def refetch_subscription(known: Json, services: Services) -> tuple[Json, int]:
     """Read a subscription again; return it, and the second (UTC) since which it is so at least.
 
     Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
-    now, subscription_id = int(time.time()), usage.stripe_id(known, "id", "")
+    now, subscription_id = int(time.time()), items.stripe_id(known, "id", "")
     if known.get("test_clock") is not None:
-        clock_id = usage.reference(known, "test_clock")
-        now = billing.test_clock_time(services.stripe, clock_id)
-    return billing.subscription(services.stripe, subscription_id), now
+        clock_id = items.expandable_id(known, "test_clock")
+        now = stripe_api.fetch_test_clock_time(services.stripe, clock_id)
+    return stripe_api.fetch_subscription(services.stripe, subscription_id), now
 
 
-def metered_items(
-    subscription: usage.Json, services: Services, outcome: Outcome
-) -> list[usage.MeteredItem]:
+def select_reportable_items(
+    subscription: Json, services: Services, outcome: Outcome
+) -> list[MeteredItem]:
     """Return the items to report, none of which shares its Billing Meter with another."""
-    found = []
-    for n, entry in enumerate(all_items(subscription, services, outcome)):
-        path = f"items.data[{n}]"
-        if not isinstance(entry, dict):
-            raise usage.InvalidSubscription(f"{path} is no subscription item")
-        item = usage.metered_item(entry, subscription, path, services.window_size)
-        if item:
-            found.append(item)
-        elif str(entry.get("id")) not in outcome.skipped:
-            outcome.skipped.append(str(entry.get("id")))
+    found = read_metered_items(subscription, services, outcome)
     shared = {
         meter: [item.id for item in found if item.stripe_meter == meter]
         for meter in {item.stripe_meter for item in found if item.stripe_meter}
@@ -191,39 +189,54 @@ def metered_items(
     return [item for item in found if len(shared.get(str(item.stripe_meter), [])) <= 1]
 
 
-def all_items(subscription: usage.Json, services: Services, outcome: Outcome) -> list[Any]:
+def read_metered_items(
+    subscription: Json, services: Services, outcome: Outcome
+) -> list[MeteredItem]:
+    """Return the items that name a meter, and note the others as skipped."""
+    found = []
+    for n, entry in enumerate(fetch_all_items(subscription, services, outcome)):
+        path = f"items.data[{n}]"
+        if not isinstance(entry, dict):
+            raise InvalidSubscription(f"{path} is no subscription item")
+        item = items.read_item(entry, subscription, path, services.window_size)
+        if item:
+            found.append(item)
+        elif str(entry.get("id")) not in outcome.skipped:
+            outcome.skipped.append(str(entry.get("id")))
+    return found
+
+
+def fetch_all_items(subscription: Json, services: Services, outcome: Outcome) -> list[Any]:
     """Return the items at hand and those that were left out: Stripe lists at most ten."""
-    items = subscription.get("items")
-    if not isinstance(items, dict) or not isinstance(items.get("data"), list):
-        raise usage.InvalidSubscription("items.data is missing")
-    entries: list[Any] = items["data"]
-    if not items.get("has_more"):
+    listed = subscription.get("items")
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        raise InvalidSubscription("items.data is missing")
+    entries: list[Any] = listed["data"]
+    if not listed.get("has_more"):
         return entries
     known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-    subscription_id = usage.stripe_id(subscription, "id", "")
+    subscription_id = items.stripe_id(subscription, "id", "")
     rest = f"{subscription_id}, items after the first {len(entries)}"
-    with outcome.noting(rest):
-        stored = billing.subscription_items(services.stripe, subscription_id)
+    with outcome.record_errors(rest):
+        stored = stripe_api.list_subscription_items(services.stripe, subscription_id)
         return entries + [item for item in stored if item["id"] not in known]
     return entries
 
 
-def closed_reports(
-    items: list[usage.MeteredItem], previous: object, outcome: Outcome
-) -> list[Report]:
+def closed_reports(metered: list[MeteredItem], previous: object, outcome: Outcome) -> list[Report]:
     """Return the periods that closed before items' running ones and can still be billed."""
     reports = []
-    for item in items:
-        found = usage.closed_item(item, previous)
+    for item in metered:
+        found = items.find_closed_period(item, previous)
         if found is None:
             continue
         closed, by_reset = found
         if item.stripe_meter:
             reports.append(Report(closed, closed.end, by_reset))
         else:
-            reason = f"{usage.period_name(closed)} has closed and can no longer be written"
+            reason = f"{items.period_name(closed)} has closed and can no longer be written"
             lost = "usage after its last report is on no invoice"
-            with about(**item_fields(closed)):
+            with log_context(**item_fields(closed)):
                 outcome.warn(item.id, f"{reason}: {lost}", "closed")
     return reports
 

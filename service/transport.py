@@ -30,7 +30,7 @@ DEADLINE: ContextVar[float] = ContextVar("deadline", default=TIMEOUT_MAX)
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def limit_time_of_calls(seconds: float) -> Iterator[None]:
     """Bound the time of all requests that are made inside, taken together."""
     token = DEADLINE.set(time.monotonic() + seconds)
     try:
@@ -44,7 +44,7 @@ def seconds_left() -> float:
     return DEADLINE.get() - time.monotonic()
 
 
-def bound() -> Timeout:
+def attempt_timeout() -> Timeout:
     """Return the bound of an attempt that begins now. Raises ReadTimeout."""
     left = seconds_left()
     if left <= 0:
@@ -54,7 +54,7 @@ def bound() -> Timeout:
     return attempt
 
 
-class AnswerReader(io.RawIOBase):
+class BoundedReader(io.RawIOBase):
     """Read an answer from a socket until its time or size is used up.
 
     The socket's own time-out, which is what this one starts with, begins anew with each byte.
@@ -87,36 +87,36 @@ class AnswerReader(io.RawIOBase):
         super().close()
 
 
-class Answer(HTTPResponse):
+class BoundedResponse(HTTPResponse):
     """An answer, its head and its body, within bounds."""
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(AnswerReader(self.fp.detach(), sock))
+        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock))
 
 
-class Connection(HTTPConnection):
+class BoundedConnection(HTTPConnection):
     """A connection whose answers have bounds."""
 
-    response_class = Answer
+    response_class = BoundedResponse
 
 
-class TLSConnection(HTTPSConnection):
+class BoundedTLSConnection(HTTPSConnection):
     """The same over TLS."""
 
-    response_class = Answer
+    response_class = BoundedResponse
 
 
-class Pool(HTTPConnectionPool):
+class BoundedPool(HTTPConnectionPool):
     """Connections to a host."""
 
-    ConnectionCls = Connection
+    ConnectionCls = BoundedConnection
 
 
-class TLSPool(HTTPSConnectionPool):
+class BoundedTLSPool(HTTPSConnectionPool):
     """The same over TLS."""
 
-    ConnectionCls = TLSConnection
+    ConnectionCls = BoundedTLSConnection
 
 
 class BoundedAdapter(HTTPAdapter):
@@ -125,16 +125,16 @@ class BoundedAdapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Make the pools of direct connections."""
         super().init_poolmanager(*args, **options)
-        bounded(self.poolmanager)
+        use_bounded_pools(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> PoolManager:
         """Return the pools of a proxy's connections."""
-        return bounded(super().proxy_manager_for(*args, **options))
+        return use_bounded_pools(super().proxy_manager_for(*args, **options))
 
 
-def bounded(manager: PoolManager) -> PoolManager:
+def use_bounded_pools(manager: PoolManager) -> PoolManager:
     """Let a manager's pools have bounds."""
-    manager.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
+    manager.pool_classes_by_scheme = {"http": BoundedPool, "https": BoundedTLSPool}
     return manager
 
 
@@ -165,7 +165,7 @@ class BoundedSession(requests.Session):
         try:
             response = self.get_adapter(url).send(
                 request,
-                timeout=bound(),  # type: ignore[arg-type]  # HTTPAdapter takes it
+                timeout=attempt_timeout(),  # type: ignore[arg-type]  # HTTPAdapter takes it
                 verify=self.verify if verify is True else verify,
                 proxies=self.proxies,
             )

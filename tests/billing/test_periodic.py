@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import click
 import pytest
 from click.testing import Result
 from pytest_mock import MockerFixture
 
-import billing
-import periodic
 import usage
+from billing import periodic, stripe_api
+from billing.stripe_api import Account, Page
 from fakes.processes import ROOT, Processes, call
+from tests.billing.test_meters import meter_events
 from tests.conftest import ACACIA, DAY, END, ENDIVE, START, OpenMeter, Service, Stripe
-from tests.test_meters import meter_events
 
 Start = Callable[..., Service]
 Many = Callable[..., Service]
@@ -131,13 +132,13 @@ def test_only_what_can_still_be_billed_is_reported(
     many: Many, mocker: MockerFixture, status: str, listed: int
 ) -> None:
     service = many(1)
-    read = billing.subscriptions
+    read = stripe_api.list_subscriptions
 
-    def shown(*given: Any, **filters: Any) -> billing.Page:
+    def shown(*given: Any, **filters: Any) -> Page:
         page = read(*given, **filters)
-        return billing.Page([{**entry, "status": status} for entry in page.entries], False)
+        return Page([{**entry, "status": status} for entry in page.entries], False)
 
-    mocker.patch("billing.subscriptions", shown)
+    mocker.patch("billing.stripe_api.list_subscriptions", shown)
     assert counts(report(service)) == [listed, listed, listed, 0, 0, 0]
 
 
@@ -179,22 +180,32 @@ def test_options_out_of_range_are_refused(service: Service, option: str) -> None
     assert report(service, option).exit_code == 2
 
 
+def test_the_help_says_what_each_option_does(service: Service) -> None:
+    assert all(
+        isinstance(option, click.Option) and option.help for option in periodic.report.params
+    )
+    listed = service.client.application.test_cli_runner().invoke(args=["--help"]).output
+    (line,) = re.findall(r"^  report +(.*)$", listed, re.M)
+    assert line.endswith(".")
+    assert "..." not in line
+
+
 # What goes wrong on the way
 
 
 def test_subscriptions_that_end_during_a_run_do_no_harm(many: Many, mocker: MockerFixture) -> None:
     service = many(101)
     ids = [found["id"] for found in service.stripe.account.all("subscription")][::-1]
-    read = billing.subscriptions
+    read = stripe_api.list_subscriptions
 
-    def reading(account: billing.Account, after: str | None, **filters: str) -> billing.Page:
+    def reading(account: Account, after: str | None, **filters: str) -> Page:
         page = read(account, after, **filters)
         if after is None:
             for ended in (ids[0], ids[99]):
                 service.stripe.call("DELETE", f"subscriptions/{ended}")
         return page
 
-    mocker.patch("billing.subscriptions", reading)
+    mocker.patch("billing.stripe_api.list_subscriptions", reading)
     result = report(service, "--rate", "0")
     assert result.exit_code == 0, result.output
     assert counts(result) == [101, 101, 99, 0, 2, 0]
@@ -245,9 +256,9 @@ def test_a_mistake_of_ours_is_a_failure_of_one_subscription(
     many: Many, mocker: MockerFixture
 ) -> None:
     service = many(2)
-    total = usage.total_usage
-    mocker.patch("usage.total_usage", side_effect=[ZeroDivisionError("secret"), total])
-    mocker.patch("billing.report", return_value=3)
+    total = usage.total
+    mocker.patch("usage.total", side_effect=[ZeroDivisionError("secret"), total])
+    mocker.patch("billing.ways.report_total", return_value=3)
     result = report(service, "--workers", "1")
     assert result.exit_code == 1
     assert "could not be worked on (ZeroDivisionError)" in result.output
@@ -475,6 +486,7 @@ def test_a_pipe_gets_lines_and_a_terminal_a_progress_bar(processes: Processes) -
     assert printed.count(b"total_usage: 10.000000") == 3
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("signals", [1, 2])
 def test_an_interrupt_ends_cleanly_and_says_how_far_it_got(
     processes: Processes, signals: int

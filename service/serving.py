@@ -15,7 +15,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
-from logs import json_formatter
+from service.logs import json_formatter
 
 # What a client gets to send a request, and to take each part of an answer.
 REQUEST_SECONDS = 10
@@ -29,7 +29,7 @@ class TooSlow(ConnectionResetError):
 
 
 @contextmanager
-def until(deadline: float, sock: socket) -> Iterator[None]:
+def socket_deadline(deadline: float, sock: socket) -> Iterator[None]:
     """Let a socket read or write until a monotonic second. Raises TooSlow."""
     seconds, before = deadline - time.monotonic(), sock.gettimeout()
     if seconds <= 0:
@@ -50,7 +50,7 @@ class RequestReader(SocketUnreader):  # type: ignore[misc]
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """Read what has come. Raises TooSlow."""
-        with until(self.deadline, self.sock):
+        with socket_deadline(self.deadline, self.sock):
             return bytes(super().chunk(size_hint))
 
 
@@ -83,7 +83,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer a request that has been read up to its body."""
-        with until(time.monotonic() + REQUEST_SECONDS, conn.sock):
+        with socket_deadline(time.monotonic() + REQUEST_SECONDS, conn.sock):
             return bool(super().handle_request(req, conn))
 
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:

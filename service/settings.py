@@ -1,32 +1,22 @@
-"""What the service starts with: its settings, and the clients that they lead to."""
+"""What the service starts with: its settings, from the environment or a `.env` file."""
 
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import openmeter
-import stripe
-from corehttp.runtime.pipeline import PipelineResponse
-from corehttp.runtime.policies import RetryPolicy
-from corehttp.transport.requests import RequestsTransport
 from dotenv import dotenv_values
 
-import billing
-import usage
-from transport import Observe, http_session, unobserved
+from usage import ROUNDING, WINDOW_SECONDS
 
-# Items that one process reports at the same time; gunicorn's 64 threads read beside them.
-POOL_THREADS = 32
 LAST_PORT = 65_535
+ENV_FILE = Path(__file__).parent.parent / ".env"
 
 
-class SettingsError(SystemExit):
+class StartupExit(SystemExit):
     """Say on standard error why the service cannot start, and end it without a traceback.
 
     The exit status is 3, at which gunicorn stops instead of starting the worker again; under
@@ -78,7 +68,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return choice
 
 
-def switch(value: str) -> bool:
+def zero_or_one(value: str) -> bool:
     """Accept 0 or 1."""
     return one_of("0", "1")(value) == "1"
 
@@ -97,24 +87,25 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_API_BASE": ("https://api.stripe.com", base_url),
     "OPENMETER_URL": ("http://localhost:8888", base_url),
     "OPENMETER_TOKEN": ("", secret),
-    "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*usage.WINDOW_SECONDS)),
-    "USAGE_ROUNDING": ("down", one_of(*usage.ROUNDING)),
+    "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*WINDOW_SECONDS)),
+    "USAGE_ROUNDING": ("down", one_of(*ROUNDING)),
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
-    "METRICS": ("0", switch),
+    "METRICS": ("0", zero_or_one),
 }
 
 
 def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
     """Return every setting of SETTINGS, checked; an empty value counts as not set.
 
-    Raises SettingsError, whose one message names all that are missing or not valid.
+    Raises StartupExit, whose one message names all that are missing or not valid.
     """
     settings: dict[str, Any] = {}
     missing, invalid = [], []
     for name, (default, check) in SETTINGS.items():
         given = source.get(name)
-        value = str(default or "" if given in (None, "") else given)
+        is_set = given is not None and given != ""
+        value = str(given) if is_set else default or ""
         if not value and default is None:
             missing.append(name)
         try:
@@ -123,7 +114,7 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
             invalid.append(f"{name} {error}")
     if missing or invalid:
         lines = [f"missing: {', '.join(missing)} (see .env.example)"] if missing else []
-        raise SettingsError("Cannot start: " + "; ".join(lines + invalid))
+        raise StartupExit("Cannot start: " + "; ".join(lines + invalid))
     return settings
 
 
@@ -134,60 +125,11 @@ def secrets_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, str | None]:
-    """Return what is set in the environment over the `.env` file beside this module."""
+    """Return what is set in the environment over the `.env` file beside app.py."""
     try:
-        file = dotenv_values(Path(__file__).with_name(".env"))
+        file = dotenv_values(ENV_FILE)
     except UnicodeError as error:
-        raise SettingsError("Cannot start: .env is not UTF-8") from error
+        raise StartupExit("Cannot start: .env is not UTF-8") from error
     except OSError as error:
-        raise SettingsError("Cannot start: .env cannot be read by this user") from error
+        raise StartupExit("Cannot start: .env cannot be read by this user") from error
     return {**file, **{name: value for name, value in os.environ.items() if value}}
-
-
-class RetryOnce(RetryPolicy):
-    """Retry at once: a `Retry-After` could make the caller sleep for hours."""
-
-    def get_retry_after(self, response: PipelineResponse[Any, Any]) -> None:
-        """Return no wait."""
-
-
-@dataclass(frozen=True)
-class Services:
-    """The process's one client of each service, its pool of threads, and the usual window."""
-
-    openmeter: openmeter.Client
-    stripe: billing.Account
-    window_size: str
-    pool: Executor
-    is_live: bool
-
-
-def connect(
-    settings: Mapping[str, Any], observe: Callable[[str], Observe] = lambda _: unobserved
-) -> Services:
-    """Return the clients; nothing is sent yet.
-
-    `observe` returns, for a service's name, what takes the seconds of each of its calls.
-    """
-    stripe.enable_telemetry = False
-    stripe_session = http_session(settings["STRIPE_API_BASE"], observe("stripe"))
-    openmeter_session = http_session(settings["OPENMETER_URL"], observe("openmeter"))
-    stripe_client = stripe.StripeClient(
-        settings["STRIPE_KEY"],
-        base_addresses={"api": settings["STRIPE_API_BASE"]},
-        max_network_retries=1,
-        http_client=stripe.RequestsClient(session=stripe_session),
-    )
-    openmeter_client = openmeter.Client(
-        endpoint=settings["OPENMETER_URL"],
-        token=settings["OPENMETER_TOKEN"],
-        retry_policy=RetryOnce(retry_total=1),
-        transport=RequestsTransport(session=openmeter_session),
-    )
-    return Services(
-        openmeter=openmeter_client,
-        stripe=billing.Account(stripe_client, settings["USAGE_ROUNDING"]),
-        window_size=settings["OPENMETER_WINDOW_SIZE"],
-        pool=ThreadPoolExecutor(POOL_THREADS, "report"),
-        is_live="_live_" in settings["STRIPE_KEY"],
-    )

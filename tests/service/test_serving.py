@@ -26,7 +26,7 @@ from pytest_mock import MockerFixture
 from stripe import WebhookSignature
 
 from fakes.processes import WEBHOOK_SECRET, Process, Processes, answers, wait_for
-from serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker
+from service.serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker
 from tests.conftest import DAY, END, ENDIVE, OpenMeter, Stripe, free_port, updated
 
 DELIVERY = b"POST /webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1,v1=0\r\n"
@@ -171,7 +171,7 @@ def test_a_request_that_keeps_coming_is_cut_at_its_deadline() -> None:
 
 
 def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) -> None:
-    mocker.patch("serving.REQUEST_SECONDS", 0.1)
+    mocker.patch("service.serving.REQUEST_SECONDS", 0.1)
     ours, theirs = socket.socketpair()
     answer = mocker.patch.object(ThreadWorker, "handle_request")
     answer.side_effect = lambda *_: ours.sendall(bytes(2**24))

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-import billing
-import usage
-from tests.test_usage import ITEM
+from billing import stripe_api, ways
+from billing.stripe_api import Account, ReportFailed, ReportRefused
+from tests.billing.test_items import ITEM
 
 METERED = replace(ITEM, stripe_meter="mtr_1")
 METER: dict[str, Any] = {
@@ -32,12 +32,12 @@ Answers = Callable[..., Any]
 
 
 @pytest.fixture
-def account(mocker: MockerFixture) -> billing.Account:
-    return billing.Account(mocker.create_autospec(stripe.StripeClient, instance=True), "down")
+def account(mocker: MockerFixture) -> Account:
+    return Account(mocker.create_autospec(stripe.StripeClient, instance=True), "down")
 
 
 @pytest.fixture
-def answers(mocker: MockerFixture, account: billing.Account) -> Answers:
+def answers(mocker: MockerFixture, account: Account) -> Answers:
     """Let Stripe answer with bodies, or raise errors, in turn; return the mocked call."""
 
     def answered(*bodies: object) -> Any:
@@ -50,10 +50,10 @@ def answers(mocker: MockerFixture, account: billing.Account) -> Answers:
     return answered
 
 
-def test_the_price_decides_where_a_total_goes(account: billing.Account, answers: Answers) -> None:
+def test_the_price_decides_where_a_total_goes(account: Account, answers: Answers) -> None:
     raw = answers({"object": "usage_record"}, METER, TAKEN)
-    assert billing.report(account, ITEM, Decimal("10.7"), 0) == 10
-    assert billing.report(account, METERED, Decimal("10.7"), ITEM.start + 60) == "10.7"
+    assert ways.report_total(account, ITEM, Decimal("10.7"), 0) == 10
+    assert ways.report_total(account, METERED, Decimal("10.7"), ITEM.start + 60) == "10.7"
     record, _, event = raw.call_args_list
     assert record.args == ("post", "/v1/subscription_items/si_1/usage_records")
     assert record.kwargs == {
@@ -70,10 +70,10 @@ def test_the_price_decides_where_a_total_goes(account: billing.Account, answers:
     }
 
 
-def test_a_meter_is_read_once(account: billing.Account, answers: Answers) -> None:
+def test_a_meter_is_read_once(account: Account, answers: Answers) -> None:
     raw = answers(METER, TAKEN, TAKEN, TAKEN)
     for _ in range(3):
-        billing.report(account, METERED, Decimal(1), 0)
+        ways.report_total(account, METERED, Decimal(1), 0)
     assert [call.args[0] for call in raw.call_args_list] == ["get", "post", "post", "post"]
 
 
@@ -90,12 +90,12 @@ def test_a_meter_is_read_once(account: billing.Account, answers: Answers) -> Non
     ],
 )
 def test_a_meter_that_cannot_take_running_totals_is_refused_each_time(
-    account: billing.Account, answers: Answers, meter: object, reason: str
+    account: Account, answers: Answers, meter: object, reason: str
 ) -> None:
     answers(meter, meter)
     for _ in range(2):
-        with pytest.raises(usage.ReportFailed, match=reason):
-            billing.report(account, METERED, Decimal(1), 0)
+        with pytest.raises(ReportFailed, match=reason):
+            ways.report_total(account, METERED, Decimal(1), 0)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_meter_that_cannot_take_running_totals_is_refused_each_time(
     ],
 )
 def test_an_events_second_lies_within_its_period(as_of: int, second: int) -> None:
-    assert billing.event_timestamp(METERED, as_of) == second
+    assert ways.event_timestamp(METERED, as_of) == second
 
 
 @given(st.integers(3, 10**6), st.lists(st.integers(-100, 10**6), min_size=2, max_size=5))
@@ -121,19 +121,19 @@ def test_a_later_report_has_no_earlier_second_and_a_closing_one_a_later(
     length: int, instants: list[int]
 ) -> None:
     item = replace(METERED, start=1_000, end=1_000 + length)
-    seconds = [billing.event_timestamp(item, 1_000 + at) for at in sorted(instants)]
+    seconds = [ways.event_timestamp(item, 1_000 + at) for at in sorted(instants)]
     assert seconds == sorted(seconds)
-    running = billing.event_timestamp(item, item.end - 1)
-    assert item.start < running < billing.event_timestamp(item, item.end) < item.end
+    running = ways.event_timestamp(item, item.end - 1)
+    assert item.start < running < ways.event_timestamp(item, item.end) < item.end
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_period_without_a_second_of_its_own_is_refused(
-    account: billing.Account, answers: Answers, length: int
+    account: Account, answers: Answers, length: int
 ) -> None:
     raw = answers()
-    with pytest.raises(usage.ReportRefused, match="too short"):
-        billing.report(account, replace(METERED, end=ITEM.start + length), Decimal(1), 0)
+    with pytest.raises(ReportRefused, match="too short"):
+        ways.report_total(account, replace(METERED, end=ITEM.start + length), Decimal(1), 0)
     raw.assert_not_called()
 
 
@@ -153,26 +153,26 @@ def test_a_period_without_a_second_of_its_own_is_refused(
     ],
 )
 def test_a_value_is_a_plain_decimal_of_fifteen_digits(total: str, value: str) -> None:
-    assert billing.meter_value(Decimal(total)) == value
+    assert ways.meter_value(Decimal(total)) == value
 
 
 def test_a_total_of_sixteen_digits_is_refused() -> None:
-    with pytest.raises(usage.ReportFailed, match="more than 15 digits"):
-        billing.meter_value(Decimal(2**53))
+    with pytest.raises(ReportFailed, match="more than 15 digits"):
+        ways.meter_value(Decimal(2**53))
 
 
 @pytest.mark.parametrize("busy", [BUSY, LOCKED])
 def test_a_busy_stripe_is_waited_for(
-    account: billing.Account, answers: Answers, mocker: MockerFixture, busy: Exception
+    account: Account, answers: Answers, mocker: MockerFixture, busy: Exception
 ) -> None:
     slept = mocker.patch("tenacity.nap.time.sleep")
     raw = answers(METER, busy, busy, TAKEN)
-    assert billing.report(account, METERED, Decimal(5), 0) == "5"
+    assert ways.report_total(account, METERED, Decimal(5), 0) == "5"
     assert (raw.call_count, slept.call_count) == (4, 2)
 
 
 def test_a_stripe_that_stays_busy_fails_within_the_bound(
-    account: billing.Account, answers: Answers, mocker: MockerFixture
+    account: Account, answers: Answers, mocker: MockerFixture
 ) -> None:
     clock = [0.0]
     mocker.patch("tenacity.time.monotonic", side_effect=lambda: clock[0])
@@ -181,42 +181,38 @@ def test_a_stripe_that_stays_busy_fails_within_the_bound(
         side_effect=lambda seconds: clock.__setitem__(0, clock[0] + seconds),
     )
     answers(METER, *[BUSY] * 1_000)
-    with pytest.raises(usage.ReportFailed, match="429: slow down"):
-        billing.report(account, METERED, Decimal(5), 0)
-    assert 0.5 < clock[0] <= billing.BUSY_SECONDS
+    with pytest.raises(ReportFailed, match="429: slow down"):
+        ways.report_total(account, METERED, Decimal(5), 0)
+    assert 0.5 < clock[0] <= stripe_api.BUSY_SECONDS
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"object": "list"}])
 def test_an_answer_that_is_none_of_what_was_asked_fails(
-    account: billing.Account, answers: Answers, answer: object
+    account: Account, answers: Answers, answer: object
 ) -> None:
     answers(answer, METER, answer, answer)
-    with pytest.raises(usage.ReportFailed, match="no usage record"):
-        billing.report(account, ITEM, Decimal(1), 0)
-    with pytest.raises(usage.ReportFailed, match="no meter event"):
-        billing.report(account, METERED, Decimal(1), 0)
-    with pytest.raises(usage.ReportFailed, match="no subscription"):
-        billing.subscription(account, "sub_1")
+    with pytest.raises(ReportFailed, match="no usage record"):
+        ways.report_total(account, ITEM, Decimal(1), 0)
+    with pytest.raises(ReportFailed, match="no meter event"):
+        ways.report_total(account, METERED, Decimal(1), 0)
+    with pytest.raises(ReportFailed, match="no subscription"):
+        stripe_api.fetch_subscription(account, "sub_1")
 
 
 @pytest.mark.parametrize("answer", [{}, {"data": "x"}, {"data": ["x"]}, {"data": [{"id": 5}]}, []])
-def test_a_list_that_is_none_fails(
-    account: billing.Account, answers: Answers, answer: object
-) -> None:
+def test_a_list_that_is_none_fails(account: Account, answers: Answers, answer: object) -> None:
     answers(answer)
-    with pytest.raises(usage.ReportFailed, match="no list"):
-        billing.subscription_items(account, "sub_1")
+    with pytest.raises(ReportFailed, match="no list"):
+        stripe_api.list_subscription_items(account, "sub_1")
 
 
-def test_a_list_is_read_page_by_page_up_to_a_bound(
-    account: billing.Account, answers: Answers
-) -> None:
+def test_a_list_is_read_page_by_page_up_to_a_bound(account: Account, answers: Answers) -> None:
     full = {"data": [{"id": "si_1"}, {"id": "si_2"}], "has_more": True}
     raw = answers(full, {"data": [{"id": "si_3"}]})
-    found = billing.subscription_items(account, "sub_1")
+    found = stripe_api.list_subscription_items(account, "sub_1")
     assert [item["id"] for item in found] == ["si_1", "si_2", "si_3"]
     after = [call.kwargs.get("starting_after") for call in raw.call_args_list]
     assert after == [None, "si_2"]
     answers(*[full] * 11)
-    with pytest.raises(usage.ReportFailed, match="more than 20 at"):
-        billing.invoice_lines(account, "in_1")
+    with pytest.raises(ReportFailed, match="more than 20 at"):
+        stripe_api.list_invoice_lines(account, "in_1")

@@ -1,41 +1,44 @@
 """How the service logs: one line per outcome, without secrets, as text or as JSON."""
 
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 
-from flask import Flask, g
-from flask.logging import default_handler
 from pythonjsonlogger.json import JsonFormatter
-from werkzeug.wrappers import Response
 
 # What the lines of a delivery, and of a report in it, are about: names and ids of JSON's fields.
-ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
 
 
-def begin(**fields: str) -> None:
-    """Let each line from here on be about these fields alone."""
-    ABOUT.set(fields)
+def reset_log_context(**fields: str) -> None:
+    """Let each line from here on carry these fields alone."""
+    CONTEXT.set(fields)
 
 
 @contextmanager
-def about(**fields: str) -> Iterator[None]:
-    """Let each line that is logged inside be about these fields, too."""
-    token = ABOUT.set({**ABOUT.get(), **fields})
+def log_context(**fields: str) -> Iterator[None]:
+    """Let each line that is logged inside carry these fields, too."""
+    token = CONTEXT.set({**CONTEXT.get(), **fields})
     try:
         yield
     finally:
-        ABOUT.reset(token)
+        CONTEXT.reset(token)
 
 
-class Hide(logging.Filter):
-    """Take secrets out of what is logged or answered, should a service echo them.
+class ContextFilter(logging.Filter):
+    """Add the fields of the context to each line."""
 
-    It also lets a line say what it is about.
-    """
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add them; what the line itself says wins."""
+        for name, value in CONTEXT.get().items():
+            record.__dict__.setdefault(name, value)
+        return True
+
+
+class SecretFilter(logging.Filter):
+    """Take secrets out of what is logged or answered, should a service echo them."""
 
     def __init__(self, *secrets: str) -> None:
         super().__init__()
@@ -48,13 +51,13 @@ class Hide(logging.Filter):
         return text
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite a record."""
+        """Rewrite a record: its message, its traceback and the fields of its context."""
         record.msg, record.args = self.hide(record.getMessage()), ()
         if record.exc_info:
             text = logging.Formatter().formatException(record.exc_info)
             record.exc_text, record.exc_info = self.hide(text), None
-        for name, value in ABOUT.get().items():
-            record.__dict__.setdefault(name, self.hide(value))
+        for name in CONTEXT.get():
+            record.__dict__[name] = self.hide(str(record.__dict__.get(name, "")))
         return True
 
 
@@ -67,26 +70,15 @@ class LevelFormatter(logging.Formatter):
         return line if record.levelno == logging.INFO else f"{record.levelname}: {line}"
 
 
-def register(app: Flask, form: str, secrets: Iterable[str]) -> None:
-    """Log in a LOG_FORMAT, and neither log nor answer secrets."""
-    hidden = Hide(*secrets)
-    app.logger.setLevel(logging.INFO)
-    app.logger.filters[:] = [hidden]
+def configure(
+    logger: logging.Logger, handler: logging.Handler, form: str, secrets: SecretFilter
+) -> None:
+    """Let a logger and its handler write in a LOG_FORMAT, without secrets."""
+    logger.setLevel(logging.INFO)
+    logger.filters[:] = [ContextFilter(), secrets]
     # OpenMeter's SDK warns of what our own lines say.
     logging.getLogger("corehttp").setLevel(logging.ERROR)
-    default_handler.setFormatter(formatter(form))
-
-    @app.before_request
-    def begin_request() -> None:
-        """Note when a request began, and that nothing is known of it yet."""
-        g.began = time.monotonic()
-        begin()
-
-    @app.after_request
-    def without_secrets(response: Response) -> Response:
-        """Answer no secret that a service may have echoed."""
-        response.set_data(hidden.hide(response.get_data(as_text=True)))
-        return response
+    handler.setFormatter(formatter(form))
 
 
 def json_formatter() -> JsonFormatter:

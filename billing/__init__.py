@@ -1,0 +1,1 @@
+"""What is billed, and where it goes in Stripe."""

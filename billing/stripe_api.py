@@ -1,0 +1,219 @@
+"""Calls to Stripe and pages of its lists, as plain data, and what a refusal means."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
+from typing import Any, NamedTuple
+
+import stripe
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from usage import one_line
+
+MAX_PAGES = 10
+# How long a call is repeated while Stripe is busy: within the time of one delivery.
+BUSY_SECONDS = 3
+# What an invoice says that a reset made (docs.stripe.com/api/invoices/object, billing_reason).
+RESET_REASON = "subscription_update"
+
+Json = Mapping[str, Any]
+
+
+class NotReported(Exception):
+    """Say why an item could not be reported; `request_id` is Stripe's, if it answered."""
+
+    def __init__(self, reason: str, request_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
+
+
+class ReportFailed(NotReported):
+    """Say why an item could not be reported now; a later try may succeed."""
+
+
+class StripeBusy(ReportFailed):
+    """Say that Stripe asks to come again soon (409, 429)."""
+
+
+class ReportRefused(NotReported):
+    """Say why Stripe does not take an item's report; no later try can succeed."""
+
+
+class PeriodClosed(ReportRefused):
+    """Say that an item's period can no longer be written."""
+
+
+class Page(NamedTuple):
+    """A page of a list of Stripe's, and whether more follow."""
+
+    entries: list[Json]
+    has_more: bool
+
+
+def no_pacing() -> None:
+    """Let a request go without waiting."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Stripe's client, how totals are rounded for it, and the Billing Meters read so far.
+
+    `pace` is called before each request, to wait for its turn; while Stripe is busy (409, 429), a
+    call is repeated for `busy_seconds`.
+    """
+
+    client: stripe.StripeClient
+    rounding: str
+    meters: dict[str, Json] = field(default_factory=dict)
+    busy_seconds: float = BUSY_SECONDS
+    pace: Callable[[], object] = no_pacing
+
+
+def stripe_state(account: Account) -> str:
+    """Return `ok` if Stripe answers and knows the key, or why not."""
+    try:
+        call_once(account, "get", "/v1/subscriptions", limit=1)
+    except NotReported as error:
+        return str(error)
+    return "ok"
+
+
+def fetch_subscription(account: Account, subscription_id: str) -> Json:
+    """Read a subscription as it is now. Raises ReportRefused or ReportFailed."""
+    return fetch_object(account, "subscription", f"/v1/subscriptions/{subscription_id}")
+
+
+def fetch_object(account: Account, kind: str, path: str) -> Json:
+    """Read an object and see that it is one of its kind. Raises ReportRefused or ReportFailed."""
+    found = call(account, "get", path)
+    if found.get("object") != kind:
+        raise ReportFailed(f"Stripe's answer is no {kind}")
+    return found
+
+
+def fetch_test_clock_time(account: Account, test_clock_id: str) -> int:
+    """Read the UTC second at which a test clock stands. Raises ReportRefused or ReportFailed."""
+    found = call(account, "get", f"/v1/test_helpers/test_clocks/{test_clock_id}")
+    if type(found.get("frozen_time")) is not int:
+        raise ReportFailed("Stripe's answer is no test clock")
+    return int(found["frozen_time"])
+
+
+def list_subscription_items(account: Account, subscription_id: str) -> list[Json]:
+    """Read all items of a subscription. Raises ReportRefused or ReportFailed."""
+    return list_all(account, "/v1/subscription_items", subscription=subscription_id)
+
+
+def list_reset_instants(account: Account, subscription_id: str) -> frozenset[int]:
+    """Read the UTC seconds at which resets ended periods: each has its invoice.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    invoices = list_all(account, "/v1/invoices", subscription=subscription_id)
+    ends = [i.get("period_end") for i in invoices if i.get("billing_reason") == RESET_REASON]
+    return frozenset(end for end in ends if type(end) is int)
+
+
+def list_invoice_lines(account: Account, invoice_id: str) -> list[Json]:
+    """Read all lines of an invoice. Raises ReportRefused or ReportFailed."""
+    return list_all(account, f"/v1/invoices/{invoice_id}/lines")
+
+
+def list_draft_invoices(account: Account, subscription_id: str) -> list[Json]:
+    """Read the drafts among a subscription's invoices. Raises ReportRefused or ReportFailed."""
+    return list_all(account, "/v1/invoices", subscription=subscription_id, status="draft")
+
+
+def list_subscriptions(account: Account, after: str | None = None, **filters: str) -> Page:
+    """Read up to 100 subscriptions that have not ended, with each one's latest invoice.
+
+    `after` is the last id of the page before. Raises ReportRefused or ReportFailed.
+    """
+    return list_page(account, "/v1/subscriptions", after, expand=["data.latest_invoice"], **filters)
+
+
+def list_page(account: Account, path: str, after: str | None, **filters: Any) -> Page:
+    """Read up to 100 entries of a list (docs.stripe.com/api/pagination).
+
+    Raises ReportRefused or ReportFailed.
+    """
+    start = {"starting_after": after} if after else {}
+    page = call(account, "get", path, limit=100, **filters, **start)
+    entries = page.get("data")
+    if not isinstance(entries, list) or not all(has_id(entry) for entry in entries):
+        raise ReportFailed("Stripe's answer is no list")
+    return Page(entries, bool(page.get("has_more") and entries))
+
+
+def list_all(account: Account, path: str, **filters: Any) -> list[Json]:
+    """Read a list to its end, 1,000 entries at most. Raises ReportRefused or ReportFailed."""
+    found: list[Json] = []
+    for _ in range(MAX_PAGES):
+        after = found[-1]["id"] if found else None
+        page = list_page(account, path, after, **filters)
+        found += page.entries
+        if not page.has_more:
+            return found
+    raise ReportFailed(f"Stripe lists more than {len(found)} at {path}")
+
+
+def has_id(entry: object) -> bool:
+    """Say whether an entry of a list is an object with an id."""
+    return isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
+
+
+def call(account: Account, method: str, path: str, **options: Any) -> Json:
+    """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed.
+
+    While Stripe is busy, call again with growing, jittered waits (docs.stripe.com/rate-limits).
+    """
+    patiently = Retrying(
+        retry=retry_if_exception_type(StripeBusy),
+        wait=wait_random_exponential(multiplier=0.1, max=1),
+        stop=stop_before_delay(account.busy_seconds),
+        reraise=True,
+    )
+    return patiently(call_once, account, method, path, **options)
+
+
+def call_once(account: Account, method: str, path: str, **options: Any) -> Json:
+    """Call Stripe, in its turn. Raises StripeBusy, ReportRefused or ReportFailed."""
+    account.pace()
+    try:
+        answer = account.client.raw_request(method, path, **options).data
+    except stripe.InvalidRequestError as error:
+        raise refused_or_failed(error) from error
+    except stripe.StripeError as error:
+        # Whatever its Stripe-Should-Retry says: that is about the same request, ours is a new one.
+        is_busy = error.http_status in (CONFLICT, TOO_MANY_REQUESTS)
+        kind = StripeBusy if is_busy else ReportFailed
+        raise kind(error_reason(error), error.request_id) from error
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
+        raise ReportFailed("Stripe's answer is unreadable") from error
+    return answer if isinstance(answer, Mapping) else {}
+
+
+def refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
+    """Say whether a later try could succeed.
+
+    It could where the timestamp "must not be in the future"
+    (docs.stripe.com/api/usage_records/create?api-version=2025-02-24.acacia).
+    """
+    reason = error_reason(error)
+    if error.param == "timestamp" and error.http_status == BAD_REQUEST and "future" not in reason:
+        return PeriodClosed(f"the billing period has closed: {reason}", error.request_id)
+    if error.code == "resource_missing":
+        return ReportRefused(f"gone from Stripe: {reason}", error.request_id)
+    return ReportFailed(reason, error.request_id)
+
+
+def error_reason(error: stripe.StripeError) -> str:
+    """Say what failed, without an answer's body or anything that shows a part of the key."""
+    if isinstance(error, stripe.APIConnectionError):
+        return f"Stripe did not answer ({type(error.__cause__).__name__})"
+    if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
+        return f"Stripe answered {error.http_status}: STRIPE_KEY is wrong or lacks a permission"
+    if isinstance(error, stripe.APIError):
+        return f"Stripe answered {error.http_status} and no usable answer"
+    return f"Stripe answered {error.http_status}: {one_line(error.user_message)}"

@@ -1,0 +1,203 @@
+"""Where it goes in Stripe: a usage record, or an event of a Billing Meter.
+
+The price decides. A way to report takes an item and its total, and returns what it sent; to add
+one, write its function and name it in `report_total`.
+"""
+
+from decimal import ROUND_DOWN, Decimal
+
+from billing.items import MeteredItem
+from billing.stripe_api import Account, Json, ReportFailed, ReportRefused, call, list_page
+from usage import one_line, whole_quantity
+
+# The last API version that has usage records
+# (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
+USAGE_RECORD_VERSION = "2025-02-24.acacia"
+MINUTE = 60
+# A meter event's value has at most 15 digits (docs.stripe.com/api/billing/meter-event).
+MAX_DIGITS = 15
+
+
+def report_total(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> int | str:
+    """Tell Stripe an item's total for its period, and return the value that was sent.
+
+    `as_of` is the UTC second at which the period was known to be as the item says. Reports may
+    repeat: each replaces the one before. Raises ReportRefused or ReportFailed.
+    """
+    if item.stripe_meter is None:
+        return set_usage_record(account, item, total)
+    return send_meter_event(account, item, total, as_of)
+
+
+def record_timestamp(item: MeteredItem) -> int:
+    """Return the one second of a period at which its usage record is set.
+
+    Stripe takes none at the start itself
+    (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
+    """
+    return item.start + 1
+
+
+def set_usage_record(account: Account, item: MeteredItem, total: Decimal) -> int:
+    """Set the one usage record of the item's period, and return its integer quantity.
+
+    Raises ReportRefused if the period has closed or the item is gone, else ReportFailed
+    (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
+    """
+    units = whole_quantity(total, account.rounding)
+    record = call(
+        account,
+        "post",
+        f"/v1/subscription_items/{item.id}/usage_records",
+        quantity=units,
+        timestamp=record_timestamp(item),
+        action="set",
+        stripe_version=USAGE_RECORD_VERSION,
+    )
+    if record.get("object") != "usage_record":
+        raise ReportFailed("Stripe's answer is no usage record")
+    return units
+
+
+def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> str:
+    """Send the total as an event of the item's Billing Meter, and return its value.
+
+    The meter bills the last value of a period. Raises ReportRefused or ReportFailed
+    (docs.stripe.com/api/billing/meter-event/create).
+    """
+    if item.end - item.start <= 1:
+        raise ReportRefused("the billing period is too short to hold a meter event")
+    meter = fetch_billing_meter(account, str(item.stripe_meter))
+    value = meter_value(total)
+    event = call(
+        account,
+        "post",
+        "/v1/billing/meter_events",
+        event_name=meter["event_name"],
+        timestamp=event_timestamp(item, as_of),
+        payload={
+            meter["customer_mapping"]["event_payload_key"]: item.customer,
+            meter["value_settings"]["event_payload_key"]: value,
+        },
+    )
+    if event.get("object") != "billing.meter_event":
+        raise ReportFailed("Stripe's answer is no meter event")
+    return value
+
+
+def rounded_value(account: Account, item: MeteredItem, total: Decimal) -> Decimal:
+    """Return the value that a report of this total would send. Raises ReportFailed."""
+    if item.stripe_meter is None:
+        return Decimal(whole_quantity(total, account.rounding))
+    return Decimal(meter_value(total))
+
+
+def fetch_held_value(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+    """Read what Stripe holds for the item's period, or None where its summaries cannot tell.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    if item.stripe_meter is None:
+        return fetch_record_summary(account, item)
+    return fetch_meter_summary(account, item, as_of)
+
+
+def fetch_record_summary(account: Account, item: MeteredItem) -> Decimal:
+    """Read the summary of the running period, the first one listed and not yet invoiced."""
+    path = f"/v1/subscription_items/{item.id}/usage_record_summaries"
+    page = list_page(account, path, None, stripe_version=USAGE_RECORD_VERSION)
+    running = [entry for entry in page.entries if entry.get("invoice") is None][:1]
+    return sum((require_number(entry, "total_usage") for entry in running), Decimal(0))
+
+
+def fetch_meter_summary(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+    """Read the summary of the period's events.
+
+    It goes by full minutes (docs.stripe.com/api/billing/meter-event-summary): one of a closed
+    period that ends within a minute would show the next period's first event.
+    """
+    is_closed = as_of >= item.end
+    if is_closed and item.end % MINUTE:
+        return None
+    end = item.end if is_closed else as_of + MINUTE - as_of % MINUTE
+    meter = fetch_billing_meter(account, str(item.stripe_meter))
+    page = list_page(
+        account,
+        f"/v1/billing/meters/{meter['id']}/event_summaries",
+        None,
+        customer=item.customer,
+        start_time=item.start - item.start % MINUTE,
+        end_time=end,
+    )
+    return sum((require_number(entry, "aggregated_value") for entry in page.entries), Decimal(0))
+
+
+def require_number(entry: Json, name: str) -> Decimal:
+    """Return a number of an answer of Stripe's. Raises ReportFailed."""
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ReportFailed(f"Stripe's answer has no {name}")
+    return Decimal(str(value))
+
+
+def event_timestamp(item: MeteredItem, as_of: int) -> int:
+    """Return the UTC second of a period's meter event.
+
+    Whichever way Stripe reads "last", a later report wins: its second is never an earlier one,
+    and that of a closed period comes after all before. Boundaries are left out. Of a period
+    [1000, 2000), a report at 1500 carries 1500, one at 1999 carries 1998, one after the end 1999;
+    of [1000, 1002), each carries 1001.
+    """
+    if as_of >= item.end:
+        return item.end - 1
+    return max(item.start + 1, min(as_of, item.end - 2))
+
+
+def meter_value(total: Decimal) -> str:
+    """Return a total as Stripe takes it: a plain decimal of at most 15 digits, cut to fit.
+
+    Raises ReportFailed (docs.stripe.com/changelog/dahlia/2026-04-22).
+    """
+    whole = len(f"{int(total)}")
+    if whole > MAX_DIGITS:
+        raise ReportFailed(f"the total {total:f} has more than {MAX_DIGITS} digits")
+    cut = total.quantize(Decimal(1).scaleb(max(whole - MAX_DIGITS, -9)), ROUND_DOWN)
+    return f"{cut:f}".rstrip("0").rstrip(".") if cut % 1 else f"{int(cut)}"
+
+
+def fetch_billing_meter(account: Account, meter_id: str) -> Json:
+    """Return a Billing Meter, read once: but for its name it cannot change.
+
+    Raises ReportFailed if running totals cannot be sent to it.
+    """
+    if meter_id not in account.meters:
+        try:
+            meter = call(account, "get", f"/v1/billing/meters/{meter_id}")
+        except ReportRefused as error:
+            raise ReportFailed(str(error), error.request_id) from error
+        require_usable_meter(meter, meter_id)
+        account.meters[meter_id] = meter
+    return account.meters[meter_id]
+
+
+def require_usable_meter(meter: Json, meter_id: str) -> None:
+    """See that a Billing Meter takes running totals. Raises ReportFailed."""
+    try:
+        formula = meter["default_aggregation"]["formula"]
+        names = (
+            meter["event_name"],
+            meter["customer_mapping"]["event_payload_key"],
+            meter["value_settings"]["event_payload_key"],
+        )
+    except (LookupError, TypeError) as error:
+        raise ReportFailed("Stripe's answer is no Billing Meter") from error
+    if not all(isinstance(name, str) and name for name in names):
+        raise ReportFailed("Stripe's answer is no Billing Meter")
+    if formula != "last":
+        reason = f"has the formula {one_line(formula)!r}, which would add up totals sent twice"
+    elif meter.get("status") != "active":
+        reason = "is deactivated"
+    else:
+        return
+    cure = "make one with the formula 'last' and a price for it"
+    raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")

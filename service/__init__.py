@@ -1,0 +1,1 @@
+"""How the service runs: settings, clients, transport, serving, logs, metrics, health."""

@@ -1,0 +1,59 @@
+"""The process's one client of each service, and the threads that use them."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import openmeter
+import stripe
+from corehttp.runtime.pipeline import PipelineResponse
+from corehttp.runtime.policies import RetryPolicy
+from corehttp.transport.requests import RequestsTransport
+
+from service.transport import Observe, http_session, unobserved
+
+# Items that one process reports at the same time; gunicorn's 64 threads read beside them.
+POOL_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Clients:
+    """A client of each service, and a pool of threads."""
+
+    openmeter: openmeter.Client
+    stripe: stripe.StripeClient
+    pool: Executor
+
+
+class RetryWithoutWait(RetryPolicy):
+    """Retry at once: a `Retry-After` could make the caller sleep for hours."""
+
+    def get_retry_after(self, response: PipelineResponse[Any, Any]) -> None:
+        """Return no wait."""
+
+
+def connect(
+    settings: Mapping[str, Any], observe: Callable[[str], Observe] = lambda _: unobserved
+) -> Clients:
+    """Return the clients; nothing is sent yet.
+
+    `observe` returns, for a service's name, what takes the seconds of each of its calls.
+    """
+    # Its telemetry would write a file into the user's home.
+    stripe.enable_telemetry = False
+    stripe_session = http_session(settings["STRIPE_API_BASE"], observe("stripe"))
+    openmeter_session = http_session(settings["OPENMETER_URL"], observe("openmeter"))
+    stripe_client = stripe.StripeClient(
+        settings["STRIPE_KEY"],
+        base_addresses={"api": settings["STRIPE_API_BASE"]},
+        max_network_retries=1,
+        http_client=stripe.RequestsClient(session=stripe_session),
+    )
+    openmeter_client = openmeter.Client(
+        endpoint=settings["OPENMETER_URL"],
+        token=settings["OPENMETER_TOKEN"],
+        retry_policy=RetryWithoutWait(retry_total=1),
+        transport=RequestsTransport(session=openmeter_session),
+    )
+    return Clients(openmeter_client, stripe_client, ThreadPoolExecutor(POOL_THREADS, "report"))

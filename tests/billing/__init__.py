@@ -1,0 +1,1 @@
+"""Tests of what is billed, and where it goes."""

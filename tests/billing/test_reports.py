@@ -1,0 +1,50 @@
+"""What is measured and logged for one period of an item; no network."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import openmeter
+import pytest
+from pytest_mock import MockerFixture
+
+from billing.reports import Services, measure, report_fields
+from billing.stripe_api import ReportFailed
+from tests.billing.test_items import ITEM
+
+
+@pytest.fixture
+def services(mocker: MockerFixture) -> Services:
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    return mocker.create_autospec(Services, instance=True, openmeter=client)
+
+
+@pytest.mark.parametrize("unrounded", [frozenset(), frozenset([ITEM.start])])
+def test_a_period_within_a_window_is_zero_without_a_query(
+    services: Services, mocker: MockerFixture, unrounded: frozenset[int]
+) -> None:
+    asked = mocker.patch.object(services.openmeter, "send_request")
+    within_an_hour = replace(ITEM, end=ITEM.start + 60, unrounded=unrounded)
+    assert measure(services, within_an_hour) == 0
+    asked.assert_not_called()
+
+
+@pytest.mark.parametrize("value", ["-1", "NaN", "1e21", "null", "9007199254740994"])
+def test_a_total_that_cannot_be_billed_fails_the_report(
+    services: Services, mocker: MockerFixture, value: str
+) -> None:
+    answer = mocker.Mock(status_code=200)
+    answer.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    mocker.patch.object(services.openmeter, "send_request", return_value=answer)
+    with pytest.raises(ReportFailed, match="meter m1: the total"):
+        measure(services, ITEM)
+
+
+def test_the_log_line_is_that_of_the_go_example() -> None:
+    fields = report_fields(ITEM, Decimal(10))
+    line = (
+        "stripe_customer: cus_123, stripe_price: price_123, meter: m1, total_usage: 10.000000, "
+        "from: 2023-06-07 14:00:00 +0000 UTC, to: 2023-07-07 14:00:00 +0000 UTC"
+    )
+    assert ", ".join(f"{name}: {value}" for name, value in fields.items()) == line
+    assert datetime(2023, 6, 7, 14, tzinfo=UTC) == ITEM.window_start

@@ -1,0 +1,129 @@
+"""Which room may import which: arrows run one way."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from fakes.processes import ROOT
+
+OURS = {"app", "billing", "bench", "fakes", "service", "setup_stripe", "tests", "usage"}
+# What each module may import of ours; one that is not named here is not known to the house.
+ARROWS = {
+    "app": {
+        "billing.events",
+        "billing.items",
+        "billing.periodic",
+        "billing.reports",
+        "billing.stripe_api",
+        "service.clients",
+        "service.health",
+        "service.logs",
+        "service.metrics",
+        "service.settings",
+        "service.transport",
+        "usage",
+    },
+    "usage": set(),
+    "setup_stripe": set(),
+    "gunicorn.conf": {"service.settings"},
+    "billing.stripe_api": {"usage"},
+    "billing.items": {"billing.stripe_api", "usage"},
+    "billing.ways": {"billing.items", "billing.stripe_api", "usage"},
+    "billing.reports": {
+        "billing.items",
+        "billing.stripe_api",
+        "billing.ways",
+        "service.logs",
+        "service.transport",
+        "usage",
+    },
+    "billing.events": {
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+        "service.logs",
+        "usage",
+    },
+    "billing.periodic": {
+        "billing.events",
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+        "billing.ways",
+        "service.transport",
+    },
+    "service.clients": {"service.transport"},
+    "service.health": set(),
+    "service.logs": set(),
+    "service.metrics": set(),
+    "service.serving": {"service.logs"},
+    "service.settings": {"usage"},
+    "service.transport": set(),
+}
+FLASK = {"app", "billing.periodic"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = str(node.module)
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= names & ARROWS.keys() or {module}
+    return found
+
+
+def path_of(module: str) -> Path:
+    """Return a module's file."""
+    if module == "gunicorn.conf":
+        return ROOT / "gunicorn.conf.py"
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def roots(names: set[str]) -> set[str]:
+    """Return the first parts of dotted names."""
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_house_has_these_rooms_and_no_other() -> None:
+    folders = (ROOT, ROOT / "billing", ROOT / "service")
+    files = {path for folder in folders for path in folder.glob("*.py")}
+    assert {path for path in files if path.name != "__init__.py"} == set(map(path_of, ARROWS))
+    assert len(list(ROOT.glob("*.py"))) == 4
+
+
+@pytest.mark.parametrize("module", ARROWS)
+def test_each_room_imports_what_its_arrows_say(module: str) -> None:
+    names = imported(path_of(module))
+    ours = {name for name in names if name.split(".")[0] in OURS}
+    assert ours == ARROWS[module]
+    assert ("flask" in roots(names)) == (module in FLASK)
+
+
+def test_the_arrows_run_one_way() -> None:
+    allowed = {
+        "app": {"billing", "service", "usage"},
+        "billing": {"billing", "service", "usage"},
+        "service": {"service", "usage"},
+        "usage": set(),
+        "setup_stripe": set(),
+        "gunicorn": {"service"},
+    }
+    for module, arrows in ARROWS.items():
+        assert roots(arrows) <= allowed[module.split(".")[0]], module
+    left = dict(ARROWS)
+    while left:  # takes away, again and again, what imports nothing that is left
+        free = [module for module, arrows in left.items() if not arrows & left.keys()]
+        assert free, f"these import each other: {', '.join(left)}"
+        for module in free:
+            del left[module]
+
+
+def test_the_stand_ins_import_nothing_of_the_service() -> None:
+    for path in (ROOT / "fakes").rglob("*.py"):
+        assert roots(imported(path)) <= sys.stdlib_module_names | {"flask", "werkzeug", "fakes"}

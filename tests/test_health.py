@@ -6,6 +6,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 import health
+from fakes.processes import ROOT
 from tests.conftest import KEY, TOKEN, Service
 
 
@@ -24,6 +25,7 @@ def test_readyz_asks_both_services(service: Service) -> None:
     answer = service.open("GET", "/readyz")
     assert (answer.status_code, answer.json) == (200, {"openmeter": "ok", "stripe": "ok"})
     assert asked(service) == ["/api/v1/meters", "/v1/subscriptions"]
+    assert f"`{answer.text.strip()}`" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])

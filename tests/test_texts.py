@@ -1,4 +1,4 @@
-"""The texts: how long the README is, and where their links lead."""
+"""The texts: how long the README is, where links lead, which options and rooms there are."""
 
 import re
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 from fakes.processes import ROOT
 
 TEXTS = [
@@ -68,3 +69,29 @@ def test_each_text_is_reached_from_the_readme() -> None:
     linked = re.findall(r"\]\(([^)\s#]+)", outside_code(readme.read_text()))
     reached = {(ROOT / name).resolve() for name in linked if "://" not in name}
     assert set(TEXTS) - {readme} <= reached
+
+
+def test_operating_names_the_options_of_flask_report() -> None:
+    settings = {"STRIPE_KEY": "sk_test_1", "STRIPE_WEBHOOK_SECRET": "whsec_1"}
+    report = app.create_app(settings).cli.commands["report"]
+    options = {name for parameter in report.params for name in parameter.opts}
+    part = (ROOT / "docs" / "operating.md").read_text().split("\n## ")[1]
+    assert set(re.findall(r"^\| `(--[a-z-]+)", part, re.M)) == options
+
+
+def rooms() -> set[str]:
+    """Return the modules that docs/development.md has a line for."""
+    tree = (ROOT / "docs" / "development.md").read_text().split("```")[1]
+    found, room = set(), ""
+    for indent, name in re.findall(r"^( *)(\S+) ", tree, re.M):
+        room = room if indent else name
+        if name.endswith(".py"):
+            found.add(f"{room}{name}" if indent else name)
+    return found
+
+
+@pytest.mark.skipif(not (ROOT / "billing").is_dir(), reason="the rooms are not built yet")
+def test_development_has_a_line_for_each_module() -> None:
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("billing/*.py"), *ROOT.glob("service/*.py")]
+    named = {str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py"}
+    assert rooms() == named

@@ -4,7 +4,7 @@
 # make run     the service under gunicorn on localhost:$PORT (4242)
 # make fuzz    a million hostile requests (half an hour)
 # make check-long  20,000 random histories of billing (one to two hours)
-# make bench   the measurements that the README quotes (a quarter of an hour)
+# make bench   the measurements in bench/README.md (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
 
 PYTHON ?= python3
@@ -47,7 +47,7 @@ lock:
 
 $(INSTALLED): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	@echo "Installing into .venv ..."
+	@echo "Installing the pinned packages into .venv, about 20 s ..."
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $(INSTALLED)

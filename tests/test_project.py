@@ -17,6 +17,8 @@ MODULES = {
     "python-dotenv": "dotenv",
     "python-json-logger": "pythonjsonlogger",
 }
+# Where OpenMeter's docker compose quickstart answers; the code's default is a bare server's.
+QUICKSTART, ADDRESS = "http://localhost:48888", r"http://localhost:\d+"
 COMMANDS = {"gunicorn", "mypy", "pytest-socket", "pytest-xdist", "ruff"}
 
 
@@ -44,9 +46,14 @@ def test_the_example_the_readme_and_the_code_name_the_same_settings() -> None:
         for line in (ROOT / ".env.example").read_text().splitlines()
         if line and not line.startswith("#")
     )
-    table = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.M)
+    readme = (ROOT / "README.md").read_text()
+    table = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", readme, re.M)
     defaults = {name: default or "" for name, (default, _) in settings.SETTINGS.items()}
-    assert example == defaults
+    assert example == {**defaults, "OPENMETER_URL": QUICKSTART}
+    # Both give the quickstart's address, and both say what the default is.
+    assert set(re.findall(r"http://localhost:\d+(?=/api)", readme)) == {QUICKSTART}
+    for text in (readme, (ROOT / ".env.example").read_text()):
+        assert {QUICKSTART, defaults["OPENMETER_URL"]} <= set(re.findall(ADDRESS, text))
     assert {name: cell.strip().strip("`") for name, cell in table} == {
         name: "required" if default is None else default or "none"
         for name, (default, _) in settings.SETTINGS.items()
@@ -105,8 +112,8 @@ def messages() -> set[str]:
     return {text for text in said if re.search("[a-z]{3} [a-z]", text)}
 
 
-def test_the_readme_names_each_warning_and_error_and_no_other() -> None:
-    part = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+def test_troubleshooting_names_each_warning_and_error_and_no_other() -> None:
+    part = (ROOT / "docs" / "troubleshooting.md").read_text()
     cells = " ".join(re.findall(r"^\| (.*?) \|", part, re.M))
     symptoms = [re.split(" ?… ?", name) for name in re.findall("`([^`]+)`", cells)]
     said = messages()

@@ -6,6 +6,7 @@ from threading import Barrier
 import pytest
 from pytest_mock import MockerFixture
 
+from fakes.processes import ROOT
 from service.health import Readiness
 from tests.conftest import KEY, TOKEN, Service
 
@@ -25,6 +26,7 @@ def test_readyz_asks_both_services(service: Service) -> None:
     answer = service.open("GET", "/readyz")
     assert (answer.status_code, answer.json) == (200, {"openmeter": "ok", "stripe": "ok"})
     assert asked(service) == ["/api/v1/meters", "/v1/subscriptions"]
+    assert f"`{answer.text.strip()}`" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])

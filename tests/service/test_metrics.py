@@ -16,6 +16,7 @@ from tests.conftest import OpenMeter, Service, Stripe
 Start = Callable[..., Service]
 Samples = defaultdict[str, float]
 PREFIX = "openmeter_stripe_"
+OPERATING = ROOT / "docs" / "operating.md"
 UPDATED = "customer.subscription.updated"
 
 
@@ -115,12 +116,12 @@ def test_deliveries_are_counted_by_type_and_outcome(
     assert {name for name, count in found.items() if count} == {f"deliveries_total {labels}"}
 
 
-def test_the_readme_names_what_there_is(service: Service) -> None:
+def test_the_docs_name_what_there_is(service: Service) -> None:
     service.openmeter.fault(path="/query", status=200, body={"data": []})
     service.deliver(service.stripe.subscription())
     found = set(samples(service.open("GET", "/metrics").text))
     names = {name.split(" ")[0].removesuffix("_count") for name in found}
-    text = (ROOT / "README.md").read_text()
+    text = OPERATING.read_text()
     table = text.split("| metric | labels |")[1].split("\n\n")[0]
     tabled = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?`) \|", table, re.M))))
     assert {"deliveries_total", "call_seconds"} < tabled <= names
@@ -129,9 +130,9 @@ def test_the_readme_names_what_there_is(service: Service) -> None:
     assert alerts <= tabled
 
 
-def test_each_counter_begins_at_zero_and_the_readme_names_its_labels(service: Service) -> None:
+def test_each_counter_begins_at_zero_and_the_docs_name_its_labels(service: Service) -> None:
     found = samples(service.open("GET", "/metrics").text)
-    table = (ROOT / "README.md").read_text().split("| metric | labels |")[1].split("\n\n")[0]
+    table = OPERATING.read_text().split("| metric | labels |")[1].split("\n\n")[0]
     named = {row.split("`")[1]: re.findall("`([^`]+)`", row)[1:] for row in table.splitlines()[2:5]}
     _, _, *outcomes = named["deliveries_total"]
     for kind in (UPDATED, "invoice.created", "other", "not genuine"):

@@ -2,7 +2,7 @@
 
 The service and both stand-ins run in this process, without sockets, on a clock that only the
 histories move. `MODEL_HISTORIES` says how many there are. A reset in the very second in which
-a period began is not among them (see README.md).
+a period began is not among them (see docs/billing.md, Resets).
 """
 
 import io
@@ -48,7 +48,7 @@ PHASES = [Phase.generate] if os.environ.get("MODEL_QUICK") else list(Phase)
 HOLD = 72 * 3_600
 HOUR = 3_600
 DROPPED = 599  # a planned answer that stands for a connection which breaks instead
-# An event that is older is read again; younger ones come in order here (see README.md, Limits).
+# An event that is older is read again; younger ones come in order here (docs/billing.md).
 FRESH = events.FRESH_SECONDS
 
 

@@ -27,9 +27,9 @@ from billing import periodic
 from billing.events import EVENTS
 from billing.items import STRIPE_ID, InvalidSubscription
 from billing.reports import Outcome, Services, milliseconds_since
-from billing.stripe_api import Account, stripe_state
+from billing.stripe_api import StripeConnection, stripe_state
 from service import logs, metrics
-from service.clients import connect
+from service.clients import create_clients
 from service.health import Readiness
 from service.settings import environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
@@ -92,7 +92,7 @@ def parse_event(body: bytes) -> dict[str, Any]:
     return event
 
 
-def event_label(event: Mapping[str, Any]) -> str:
+def event_id_text(event: Mapping[str, Any]) -> str:
     """Return an event's id, if it has one, for a line."""
     event_id = event.get("id")
     known = isinstance(event_id, str) and STRIPE_ID.fullmatch(event_id)
@@ -113,7 +113,7 @@ def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None
         with limit_time_of_calls(DELIVERY_SECONDS):
             return EVENTS[kind](event, services)
     except InvalidSubscription as error:
-        raise UnprocessableEntity(f"{error} ({event_label(event)})") from error
+        raise UnprocessableEntity(f"{error} ({event_id_text(event)})") from error
 
 
 def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
@@ -122,9 +122,11 @@ def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
     log.log(level, said, extra={"status": status, "outcome": outcome, **taken})
 
 
-def respond(event: Mapping[str, Any], outcome: Outcome | None) -> tuple[dict[str, Any], int]:
+def log_and_respond(
+    event: Mapping[str, Any], outcome: Outcome | None
+) -> tuple[dict[str, Any], int]:
     """Return what a genuine event is answered with, and log it."""
-    label = f"{event_label(event)} ({one_line(event['type'])})"
+    label = f"{event_id_text(event)} ({one_line(event['type'])})"
     if outcome is None:
         log_delivery(logging.INFO, f"{label}: ignored", OK, "ignored")
         return {"ignored": event["type"]}, OK
@@ -133,7 +135,7 @@ def respond(event: Mapping[str, Any], outcome: Outcome | None) -> tuple[dict[str
     return asdict(outcome), status
 
 
-def error_as_json(error: HTTPException) -> Response:
+def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
@@ -156,9 +158,9 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
     app.extensions["services"] = services
-    app.cli.add_command(periodic.report)
-    app.register_error_handler(HTTPException, error_as_json)
-    keep_log(app, settings)
+    app.cli.add_command(periodic.report_command)
+    app.register_error_handler(HTTPException, log_and_respond_to_error)
+    configure_logging(app, settings)
     add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
     add_probes(app, services)
     if settings["METRICS"]:
@@ -169,26 +171,26 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
 def build_services(settings: Mapping[str, Any]) -> Services:
     """Return what deliveries and commands report with."""
     observer = {"observe": metrics.observer} if settings["METRICS"] else {}
-    clients = connect(settings, **observer)
+    clients = create_clients(settings, **observer)
     return Services(
         openmeter=clients.openmeter,
-        stripe=Account(clients.stripe, settings["USAGE_ROUNDING"]),
+        stripe=StripeConnection(clients.stripe, settings["USAGE_ROUNDING"]),
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         is_live="_live_" in settings["STRIPE_KEY"],
     )
 
 
-def keep_log(app: Flask, settings: Mapping[str, Any]) -> None:
+def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
     """Log a line for each outcome, and neither log nor answer secrets."""
     hidden = logs.SecretFilter(*secrets_of(settings))
-    logs.configure(app.logger, default_handler, settings["LOG_FORMAT"], hidden)
+    logs.configure_logger(app.logger, default_handler, settings["LOG_FORMAT"], hidden)
 
     @app.before_request
     def begin_request() -> None:
         """Note when a request began, and that nothing is known of it yet."""
         g.began = time.monotonic()
-        logs.reset_log_context()
+        logs.set_log_fields()
 
     @app.after_request
     def without_secrets(response: Response) -> Response:
@@ -215,8 +217,8 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
         verify(body, signature, secrets)
         event = parse_event(body)
-        logs.reset_log_context(event=one_line(event.get("id")), type=one_line(event.get("type")))
-        return respond(event, report_event(event, services))
+        logs.set_log_fields(event=one_line(event.get("id")), type=one_line(event.get("type")))
+        return log_and_respond(event, report_event(event, services))
 
 
 def add_probes(app: Flask, services: Services) -> None:
@@ -244,7 +246,7 @@ def add_metrics(app: Flask) -> None:
     metrics.count_lines(app.logger, EVENTS)
 
     @app.get("/metrics")
-    def exposed() -> Response:
+    def metrics_page() -> Response:
         """Answer in Prometheus' text form."""
         return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 

@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> None:
             link = f"{dashboard}/{DASHBOARD[made.kind]}/{made.id}"
             print(f"Stripe {made.kind} {state}: {link}", flush=True)
     except stripe.StripeError as error:
-        sys.exit(failure(done, options, reason(error)))
+        sys.exit(failure_message(done, options, error_message(error)))
     except ODD_ANSWER:
         said = "the answer is not Stripe's. Check STRIPE_API_BASE, then run this again."
-        sys.exit(failure(done, options, said))
+        sys.exit(failure_message(done, options, said))
     except KeyboardInterrupt:
-        sys.exit(failure(done, options, "interrupted."))
+        sys.exit(failure_message(done, options, "interrupted."))
     if options.test_clock:
         print_advances(done)
 
@@ -73,7 +73,7 @@ def environment() -> dict[str, str | None]:
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """Return `meter`, `billing`, `test_clock` and `live`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--meter", default="m1", type=meter, help="OpenMeter's meter (m1)")
+    parser.add_argument("--meter", default="m1", type=meter_slug, help="OpenMeter's meter (m1)")
     parser.add_argument(
         "--billing",
         default="usage-records",
@@ -88,7 +88,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def meter(slug: str) -> str:
+def meter_slug(slug: str) -> str:
     """Accept a meter's slug."""
     if not re.fullmatch(r"[a-z0-9]+(?:_[a-z0-9]+)*", slug):
         raise argparse.ArgumentTypeError("a slug has a-z, 0-9 and single underscores")
@@ -136,7 +136,7 @@ def seed_price(client: stripe.StripeClient, options: argparse.Namespace) -> Iter
     """Yield the price, the last one, after what it needs; find what an earlier run made."""
     lookup_key, recurring = "epsilon_execution_duration", {}
     if options.billing == "meter":
-        meter = billing_meter(client, f"openmeter_{options.meter}")
+        meter = find_or_create_billing_meter(client, f"openmeter_{options.meter}")
         yield meter
         lookup_key, recurring = f"epsilon_{meter.id}", {"meter": meter.id}
     known = client.v1.prices.list({"lookup_keys": [lookup_key], "active": True, "limit": 1}).data
@@ -166,7 +166,7 @@ def period_end(subscription: stripe.Subscription) -> int:
     return int(holder["current_period_end"])
 
 
-def billing_meter(client: stripe.StripeClient, event_name: str) -> SeededObject:
+def find_or_create_billing_meter(client: stripe.StripeClient, event_name: str) -> SeededObject:
     """Find or create the Billing Meter that bills the last total of a period."""
     found = client.v1.billing.meters.list({"status": "active", "limit": 100})
     for known in found.auto_paging_iter():
@@ -203,7 +203,7 @@ def create_price(
     return price.id
 
 
-def failure(done: list[SeededObject], options: argparse.Namespace, said: str) -> str:
+def failure_message(done: list[SeededObject], options: argparse.Namespace, said: str) -> str:
     """Say on one line what was not created, why, and what had been by then."""
     kinds = [
         kind
@@ -215,7 +215,7 @@ def failure(done: list[SeededObject], options: argparse.Namespace, said: str) ->
     return f"Stripe {kinds[len(done)]} not created: {said} Done by then: {by_then}."
 
 
-def reason(error: stripe.StripeError) -> str:
+def error_message(error: stripe.StripeError) -> str:
     """Say on one line, without showing a part of the key, what failed and what to do."""
     if isinstance(error, stripe.APIConnectionError):
         cause = type(error.__cause__).__name__

@@ -105,10 +105,10 @@ def parse_total(body: str) -> Decimal | None:
         raise QueryFailed("OpenMeter's answer is unreadable")
     if len(values) > 1:
         raise QueryFailed(f"OpenMeter answered {len(values)} totals instead of one")
-    return parse_total_value(values[0]) if values else None
+    return validated_total(values[0]) if values else None
 
 
-def parse_total_value(value: Any) -> Decimal:
+def validated_total(value: Any) -> Decimal:
     """Return OpenMeter's value without float noise, which is all beyond nine decimals.
 
     Raises QueryFailed if it is no number, not finite, negative or above 2**53.

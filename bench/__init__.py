@@ -1,1 +1,1 @@
-"""The measurements behind the README's figures."""
+"""The measurements that bench/README.md quotes."""

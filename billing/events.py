@@ -6,9 +6,9 @@ from typing import Any
 
 from billing import items, stripe_api
 from billing.items import InvalidSubscription, MeteredItem
-from billing.reports import Outcome, Report, Services, item_fields, report_all
+from billing.reports import Outcome, PendingReport, Services, item_fields, report_until_deadline
 from billing.stripe_api import Json
-from service.logs import log_context
+from service.logs import bound_log_fields
 from usage import one_line
 
 FRESH_SECONDS = 5
@@ -29,14 +29,18 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     An item that fails stops no other. Raises InvalidSubscription before anything is written.
     """
     outcome = Outcome()
-    metered = select_reportable_items(event_object(event), services, outcome)
-    running, as_of = refresh_running_items(event, metered, services, outcome)
+    metered = read_reportable_items(event_object(event), services, outcome)
+    running, as_of = current_items_as_of(event, metered, services, outcome)
     # Items that the event leaves out are read as they are now, not as they were then: what they
     # closed is reported for the draft invoice.
     listed = [entry.get("id") for entry in event_object(event)["items"]["data"]]
     previous = event["data"].get("previous_attributes")
-    reports = closed_reports([item for item in metered if item.id in listed], previous, outcome)
-    report_all(reports + [Report(item, as_of) for item in running], services, outcome)
+    reports = closed_reports_from_update(
+        [item for item in metered if item.id in listed], previous, outcome
+    )
+    report_until_deadline(
+        reports + [PendingReport(item, as_of) for item in running], services, outcome
+    )
     return outcome
 
 
@@ -44,11 +48,11 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     """Report the last period of each item backed by a Billing Meter, up to the end."""
     outcome = Outcome()
     subscription = event_object(event)
-    metered = select_reportable_items(subscription, services, outcome)
+    metered = read_reportable_items(subscription, services, outcome)
     ended = [items.cut_at_end(item, subscription) for item in metered]
-    outcome.skipped.extend(item.id for item in ended if not item.stripe_meter)
-    reports = [Report(item, item.end) for item in ended if item.stripe_meter]
-    report_all(reports, services, outcome)
+    outcome.skipped.extend(item.id for item in ended if not item.billing_meter)
+    reports = [PendingReport(item, item.end) for item in ended if item.billing_meter]
+    report_until_deadline(reports, services, outcome)
     return outcome
 
 
@@ -63,13 +67,13 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
         return None
     outcome = Outcome()
     subscription_id = items.invoice_subscription_id(invoice)
-    with outcome.record_errors(subscription_id, final=False):
+    with outcome.record_errors(subscription_id, refusal_is_final=False):
         subscription = stripe_api.fetch_subscription(services.stripe, subscription_id)
-        metered = select_reportable_items(subscription, services, outcome)
-        reports = closed_by_invoice(invoice, subscription, metered, services, outcome)
+        metered = read_reportable_items(subscription, services, outcome)
+        reports = closed_reports_for_invoice(invoice, subscription, metered, services, outcome)
         reported = {report.item.id for report in reports}
         outcome.skipped.extend(item.id for item in metered if item.id not in reported)
-        report_all(reports, services, outcome)
+        report_until_deadline(reports, services, outcome)
     return outcome
 
 
@@ -82,13 +86,13 @@ def is_renewal_draft(invoice: Json) -> bool:
     return state == ("draft", "subscription_cycle")
 
 
-def closed_by_invoice(
+def closed_reports_for_invoice(
     invoice: Json,
     subscription: Json,
     metered: list[MeteredItem],
     services: Services,
     outcome: Outcome,
-) -> list[Report]:
+) -> list[PendingReport]:
     """Return the periods of a subscription's items that its draft invoice still bills.
 
     Raises InvalidSubscription, ReportRefused or ReportFailed.
@@ -97,7 +101,7 @@ def closed_by_invoice(
     resets = fetch_resets_if_anchor_moved(subscription, invoice, services)
     warn_of_changed_lines(lines, metered, outcome)
     invoiced = [items.invoiced_period(item, lines, subscription, resets) for item in metered]
-    return [Report(item, item.end) for item in invoiced if item and item.stripe_meter]
+    return [PendingReport(item, item.end) for item in invoiced if item and item.billing_meter]
 
 
 def warn_of_changed_lines(lines: list[Json], metered: list[MeteredItem], outcome: Outcome) -> None:
@@ -124,7 +128,7 @@ def fetch_resets_if_anchor_moved(
     anchors, end = items.reset_anchor_boundary(subscription), invoice.get("period_end")
     if type(end) is not int or all(anchor < end for anchor in anchors):
         return frozenset()
-    subscription_id = items.stripe_id(subscription, "id", "")
+    subscription_id = items.require_id(subscription, "id", "")
     return stripe_api.list_reset_instants(services.stripe, subscription_id)
 
 
@@ -134,12 +138,12 @@ def fetch_all_lines(invoice: Json, services: Services) -> list[Json]:
     if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
         raise InvalidSubscription("lines.data is missing")
     if lines.get("has_more"):
-        invoice_id = items.stripe_id(invoice, "id", "")
+        invoice_id = items.require_id(invoice, "id", "")
         return stripe_api.list_invoice_lines(services.stripe, invoice_id)
     return [line for line in lines["data"] if isinstance(line, dict)]
 
 
-def refresh_running_items(
+def current_items_as_of(
     event: Mapping[str, Any], metered: list[MeteredItem], services: Services, outcome: Outcome
 ) -> tuple[list[MeteredItem], int]:
     """Return the items that run now, and the second (UTC) of which that is known.
@@ -149,47 +153,47 @@ def refresh_running_items(
     event is fresh. Stripe itself refuses a late usage record. A test clock has its own time.
     """
     now, created = int(time.time()), event.get("created")
-    if not any(item.stripe_meter for item in metered):
+    if not any(item.billing_meter for item in metered):
         return metered, now
     known = event_object(event)
     if type(created) is int and now - created <= FRESH_SECONDS and known.get("test_clock") is None:
         return metered, created
-    with outcome.record_errors(items.stripe_id(known, "id", "")):
-        subscription, now = refetch_subscription(known, services)
+    with outcome.record_errors(items.require_id(known, "id", "")):
+        subscription, now = refetch_subscription_as_of(known, services)
         if subscription.get("status") != "canceled":
-            return select_reportable_items(subscription, services, outcome), now
+            return read_reportable_items(subscription, services, outcome), now
     return [], now
 
 
-def refetch_subscription(known: Json, services: Services) -> tuple[Json, int]:
+def refetch_subscription_as_of(known: Json, services: Services) -> tuple[Json, int]:
     """Read a subscription again; return it, and the second (UTC) since which it is so at least.
 
     Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
-    now, subscription_id = int(time.time()), items.stripe_id(known, "id", "")
+    now, subscription_id = int(time.time()), items.require_id(known, "id", "")
     if known.get("test_clock") is not None:
-        clock_id = items.expandable_id(known, "test_clock")
+        clock_id = items.require_expandable_id(known, "test_clock")
         now = stripe_api.fetch_test_clock_time(services.stripe, clock_id)
     return stripe_api.fetch_subscription(services.stripe, subscription_id), now
 
 
-def select_reportable_items(
+def read_reportable_items(
     subscription: Json, services: Services, outcome: Outcome
 ) -> list[MeteredItem]:
     """Return the items to report, none of which shares its Billing Meter with another."""
-    found = read_metered_items(subscription, services, outcome)
+    found = read_items_with_meter(subscription, services, outcome)
     shared = {
-        meter: [item.id for item in found if item.stripe_meter == meter]
-        for meter in {item.stripe_meter for item in found if item.stripe_meter}
+        meter: [item.id for item in found if item.billing_meter == meter]
+        for meter in {item.billing_meter for item in found if item.billing_meter}
     }
     for meter, ids in shared.items():
         if len(ids) > 1:
             reason = f"would overwrite each other's totals on Billing Meter {meter}"
             outcome.fail(" and ".join(ids), f"{reason}, which counts per customer")
-    return [item for item in found if len(shared.get(str(item.stripe_meter), [])) <= 1]
+    return [item for item in found if len(shared.get(str(item.billing_meter), [])) <= 1]
 
 
-def read_metered_items(
+def read_items_with_meter(
     subscription: Json, services: Services, outcome: Outcome
 ) -> list[MeteredItem]:
     """Return the items that name a meter, and note the others as skipped."""
@@ -215,7 +219,7 @@ def fetch_all_items(subscription: Json, services: Services, outcome: Outcome) ->
     if not listed.get("has_more"):
         return entries
     known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-    subscription_id = items.stripe_id(subscription, "id", "")
+    subscription_id = items.require_id(subscription, "id", "")
     rest = f"{subscription_id}, items after the first {len(entries)}"
     with outcome.record_errors(rest):
         stored = stripe_api.list_subscription_items(services.stripe, subscription_id)
@@ -223,7 +227,9 @@ def fetch_all_items(subscription: Json, services: Services, outcome: Outcome) ->
     return entries
 
 
-def closed_reports(metered: list[MeteredItem], previous: object, outcome: Outcome) -> list[Report]:
+def closed_reports_from_update(
+    metered: list[MeteredItem], previous: object, outcome: Outcome
+) -> list[PendingReport]:
     """Return the periods that closed before items' running ones and can still be billed."""
     reports = []
     for item in metered:
@@ -231,12 +237,12 @@ def closed_reports(metered: list[MeteredItem], previous: object, outcome: Outcom
         if found is None:
             continue
         closed, by_reset = found
-        if item.stripe_meter:
-            reports.append(Report(closed, closed.end, by_reset))
+        if item.billing_meter:
+            reports.append(PendingReport(closed, closed.end, by_reset))
         else:
             reason = f"{items.period_name(closed)} has closed and can no longer be written"
             lost = "usage after its last report is on no invoice"
-            with log_context(**item_fields(closed)):
+            with bound_log_fields(**item_fields(closed)):
                 outcome.warn(item.id, f"{reason}: {lost}", "closed")
     return reports
 

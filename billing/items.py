@@ -24,7 +24,7 @@ class InvalidSubscription(ValueError):
 class MeteredItem:
     """A subscription item to report, with one billing period [start, end) in UTC seconds.
 
-    `unrounded` has the boundaries that are not rounded down; `stripe_meter` is the Billing Meter
+    `unrounded` has the boundaries that are not rounded down; `billing_meter` is the Billing Meter
     behind the price, or None where usage records are billed.
     """
 
@@ -34,7 +34,7 @@ class MeteredItem:
     customer: str
     subject: str
     meter: str
-    stripe_meter: str | None
+    billing_meter: str | None
     window: int
     start: int
     end: int
@@ -43,14 +43,14 @@ class MeteredItem:
     @property
     def window_start(self) -> datetime:
         """Return the period's start, rounded down to the window."""
-        return self._rounded(self.start)
+        return self._query_boundary(self.start)
 
     @property
     def window_end(self) -> datetime:
         """Return the period's end, rounded down to the window."""
-        return self._rounded(self.end)
+        return self._query_boundary(self.end)
 
-    def _rounded(self, boundary: int) -> datetime:
+    def _query_boundary(self, boundary: int) -> datetime:
         return window_start_at(boundary, 1 if boundary in self.unrounded else self.window)
 
 
@@ -69,15 +69,15 @@ def read_item(item: Json, subscription: Json, path: str, window_size: str) -> Me
         return None
     window = read_window(item, price, path, window_size)
     start, end = read_period(item, subscription, path)
-    customer = expandable_id(subscription, "customer")
+    customer = require_expandable_id(subscription, "customer")
     return MeteredItem(
-        id=stripe_id(item, "id", path),
-        subscription=stripe_id(subscription, "id", ""),
-        price=stripe_id(price, "id", f"{path}.price"),
+        id=require_id(item, "id", path),
+        subscription=require_id(subscription, "id", ""),
+        price=require_id(price, "id", f"{path}.price"),
         customer=customer,
         subject=read_metadata(subscription, {}, "om_subject", "") or customer,
         meter=meter,
-        stripe_meter=read_stripe_meter(recurring, path),
+        billing_meter=read_billing_meter(recurring, path),
         window=window,
         start=start,
         end=end,
@@ -125,11 +125,11 @@ def read_period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
     return seconds[0], seconds[1]
 
 
-def read_stripe_meter(recurring: Json, path: str) -> str | None:
+def read_billing_meter(recurring: Json, path: str) -> str | None:
     """Return the Billing Meter behind a price, if there is one. Raises InvalidSubscription."""
     if recurring.get("meter") is None:
         return None
-    return stripe_id(recurring, "meter", f"{path}.price.recurring")
+    return require_id(recurring, "meter", f"{path}.price.recurring")
 
 
 def reset_anchor_boundary(subscription: Json) -> frozenset[int]:
@@ -250,7 +250,7 @@ def invoice_subscription_id(invoice: Json) -> str:
     parent = invoice.get("parent")
     details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
     holder = details if isinstance(details, Mapping) else invoice
-    return expandable_id(holder, "subscription")
+    return require_expandable_id(holder, "subscription")
 
 
 def field_path(path: str, name: str) -> str:
@@ -266,7 +266,7 @@ def require_object(holder: Json, name: str, path: str) -> Json:
     return value
 
 
-def stripe_id(holder: Json, name: str, path: str) -> str:
+def require_id(holder: Json, name: str, path: str) -> str:
     """Return a field that holds an id of Stripe's. Raises InvalidSubscription."""
     value = holder.get(name)
     if not isinstance(value, str) or not STRIPE_ID.fullmatch(value):
@@ -274,15 +274,15 @@ def stripe_id(holder: Json, name: str, path: str) -> str:
     return value
 
 
-def expandable_id(holder: Json, name: str) -> str:
+def require_expandable_id(holder: Json, name: str) -> str:
     """Return the id in a field that holds an id or an expanded object.
 
     Raises InvalidSubscription (docs.stripe.com/expand).
     """
     value = holder.get(name)
     if isinstance(value, Mapping):
-        return stripe_id(value, "id", name)
-    return stripe_id(holder, name, "")
+        return require_id(value, "id", name)
+    return require_id(holder, name, "")
 
 
 def read_metadata(first: Json, second: Json, key: str, path: str) -> str | None:

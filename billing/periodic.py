@@ -23,15 +23,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from billing import stripe_api, ways
 from billing.events import (
-    closed_by_invoice,
+    closed_reports_for_invoice,
     is_renewal_draft,
-    refetch_subscription,
-    select_reportable_items,
+    read_reportable_items,
+    refetch_subscription_as_of,
 )
 from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem
 from billing.reports import (
     Outcome,
-    Report,
+    PendingReport,
     Services,
     log,
     measure,
@@ -84,7 +84,7 @@ class Run:
 
     def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""
-        outcome, compared, reports = Outcome(), list[Comparison](), list[Report]()
+        outcome, compared, reports = Outcome(), list[Comparison](), list[PendingReport]()
         with outcome.record_errors(str(subscription["id"])):
             try:
                 reports = self.due_reports(subscription, as_of, outcome)
@@ -98,41 +98,43 @@ class Run:
             outcome.add(report_in_order(reports, self.services))
         self.note(len({report.item.id for report in reports}), outcome, compared)
 
-    def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[Report]:
+    def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[PendingReport]:
         """Return what to report: the periods that drafts still bill, then the running ones."""
         if subscription.get("test_clock"):
-            subscription, as_of = refetch_subscription(subscription, self.services)
-        items = select_reportable_items(subscription, self.services, outcome)
-        items = [item for item in items if self.claim_meter(item, outcome)]
+            subscription, as_of = refetch_subscription_as_of(subscription, self.services)
+        items = read_reportable_items(subscription, self.services, outcome)
+        items = [item for item in items if self.claim_billing_meter(item, outcome)]
         closed = []
-        if any(item.stripe_meter for item in items):
+        if any(item.billing_meter for item in items):
             for invoice in renewal_draft_invoices(subscription, as_of, self.services):
-                closed += closed_by_invoice(invoice, subscription, items, self.services, outcome)
-        return closed + [Report(item, as_of) for item in items]
+                closed += closed_reports_for_invoice(
+                    invoice, subscription, items, self.services, outcome
+                )
+        return closed + [PendingReport(item, as_of) for item in items]
 
-    def claim_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
+    def claim_billing_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
         """Take an item's Billing Meter for it; fail it if another of its customer has that meter.
 
         A run over some subscriptions reads the customer's others from Stripe first.
         """
-        if not item.stripe_meter:
+        if not item.billing_meter:
             return True
         if self.only_some:
-            self.claim_meters_of_customer(item)
+            self.claim_meters_of_other_items(item)
         with self.lock:
-            owner = self.owners.setdefault((item.customer, item.stripe_meter), item.id)
+            owner = self.owners.setdefault((item.customer, item.billing_meter), item.id)
         if owner != item.id:
-            reason = f"would overwrite each other's totals on Billing Meter {item.stripe_meter}"
+            reason = f"would overwrite each other's totals on Billing Meter {item.billing_meter}"
             outcome.fail(f"{owner} and {item.id}", f"{reason}, which counts per customer")
         return owner == item.id
 
-    def claim_meters_of_customer(self, item: MeteredItem) -> None:
+    def claim_meters_of_other_items(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
         for subscription, _ in iter_billable_subscriptions(self.services, customer=item.customer):
-            for other in select_reportable_items(subscription, self.services, Outcome()):
-                if other.id != item.id and other.stripe_meter:
+            for other in read_reportable_items(subscription, self.services, Outcome()):
+                if other.id != item.id and other.billing_meter:
                     with self.lock:
-                        self.owners.setdefault((other.customer, other.stripe_meter), other.id)
+                        self.owners.setdefault((other.customer, other.billing_meter), other.id)
 
     def note(self, items: int, outcome: Outcome, compared: list[Comparison]) -> None:
         """Count and show what became of a subscription."""
@@ -172,7 +174,7 @@ class Run:
         return ", ".join([*counts, f"seconds: {seconds:.1f}"])
 
 
-def compare(report: Report, services: Services) -> Comparison:
+def compare(report: PendingReport, services: Services) -> Comparison:
     """Return both services' values for a period. Raises ReportRefused or ReportFailed."""
     item = report.item
     total = measure(services, item) or Decimal(0)
@@ -217,7 +219,9 @@ def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[
 
     def read_page(after: str | None) -> tuple[Page, int]:
         as_of = int(time.time())
-        return stripe_api.list_subscriptions(services.stripe, after, **filters), as_of
+        return stripe_api.list_subscriptions_with_latest_invoice(
+            services.stripe, after, **filters
+        ), as_of
 
     with ThreadPoolExecutor(1) as reader:
         coming: Future[tuple[Page, int]] | None = reader.submit(read_page, None)
@@ -229,7 +233,7 @@ def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[
                     yield subscription, as_of
 
 
-def iter_subscriptions_by_id(
+def iter_billable_subscriptions_by_id(
     services: Services, ids: list[str], run: Run
 ) -> Iterator[tuple[Json, int]]:
     """Yield the subscriptions of these ids with the second of reading; fail those that are over."""
@@ -276,7 +280,7 @@ class WorkPool:
         self.threads.shutdown(wait=False, cancel_futures=True)
 
 
-def work_on_subscriptions(run: Run, ids: list[str], workers: int) -> int:
+def run_to_exit_status(run: Run, ids: list[str], workers: int) -> int:
     """Work on all subscriptions, or those of the ids, `workers` at a time; return the exit status.
 
     An interrupt lets those that have begun finish, and no other begin.
@@ -284,7 +288,7 @@ def work_on_subscriptions(run: Run, ids: list[str], workers: int) -> int:
     pool, last = WorkPool(run, workers), "the first"
     services = run.services
     source = (
-        iter_subscriptions_by_id(services, ids, run)
+        iter_billable_subscriptions_by_id(services, ids, run)
         if ids
         else iter_billable_subscriptions(services)
     )
@@ -305,7 +309,7 @@ def work_on_subscriptions(run: Run, ids: list[str], workers: int) -> int:
     return run.exit_status()
 
 
-def paced(services: Services, rate: int) -> Services:
+def with_batch_limits(services: Services, rate: int) -> Services:
     """Return the services with `rate` requests a second to Stripe (0: no limit), and patience."""
     account = replace(services.stripe, busy_seconds=BUSY_SECONDS)
     if rate:
@@ -314,7 +318,9 @@ def paced(services: Services, rate: int) -> Services:
     return replace(services, stripe=account)
 
 
-def distinct_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
+def parse_subscription_ids(
+    _: click.Context, __: click.Parameter, given: tuple[str, ...]
+) -> list[str]:
     """Accept ids, each once."""
     for subscription_id in given:
         if not STRIPE_ID.fullmatch(subscription_id):
@@ -327,7 +333,7 @@ def plain_decimal(value: object) -> object:
     return f"{value:f}" if isinstance(value, Decimal) else value
 
 
-def table(rows: list[Mapping[str, Any]]) -> str:
+def comparison_table(rows: list[Mapping[str, Any]]) -> str:
     """Return comparisons as a table; `?` stands for what Stripe's summaries cannot tell."""
     cells = [{name: plain_decimal(value) for name, value in row.items()} for row in rows]
     cells.sort(key=lambda row: (row["subscription"], row["item"], row["period"]))
@@ -341,7 +347,7 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     "ids",
     multiple=True,
     metavar="SUB",
-    callback=distinct_ids,
+    callback=parse_subscription_ids,
     help="Only this subscription; may be given more than once.",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
@@ -361,7 +367,9 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     f"{LIVE_RATE} with a live one]",
 )
 @with_appcontext
-def report(ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | None) -> None:
+def report_command(
+    ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | None
+) -> None:
     """Report the running period of every subscription that can still be billed.
 
     With a Billing Meter, the closed period too, while its invoice is a draft.
@@ -374,14 +382,14 @@ def report(ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | N
         rate = LIVE_RATE if services.is_live else TEST_RATE
     rows: list[Mapping[str, Any]] = []
     with tqdm(unit=" items", disable=None) as bar, logging_redirect_tqdm([log]):
-        run = Run(paced(services, rate), dry, only_some=bool(ids), tick=bar.update)
+        run = Run(with_batch_limits(services, rate), dry, only_some=bool(ids), tick=bar.update)
         if as_json:
             run.show = lambda entry: bar.write(json.dumps(entry, default=plain_decimal))
         elif dry:
             run.show = lambda entry: rows.append(entry) if "difference" in entry else None
-        status = work_on_subscriptions(run, ids, workers)
+        status = run_to_exit_status(run, ids, workers)
     if rows:
-        click.echo(table(rows))
+        click.echo(comparison_table(rows))
     for entry in run.failures:
         click.echo(f"failed: {entry['item']}: {entry['error']}", err=True)
     click.echo(run.summary(time.monotonic() - began), err=as_json)

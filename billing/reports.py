@@ -15,8 +15,8 @@ import openmeter
 import usage
 from billing import ways
 from billing.items import UTC_TIME, MeteredItem, period_name
-from billing.stripe_api import Account, NotReported, PeriodClosed, ReportFailed
-from service.logs import log_context
+from billing.stripe_api import NotReported, PeriodClosed, ReportFailed, StripeConnection
+from service.logs import bound_log_fields
 from service.transport import seconds_left
 
 log = logging.getLogger("app")
@@ -27,14 +27,14 @@ class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads."""
 
     openmeter: openmeter.Client
-    stripe: Account
+    stripe: StripeConnection
     window_size: str
     pool: Executor
     is_live: bool
 
 
 @dataclass(frozen=True)
-class Report:
+class PendingReport:
     """One period of an item to report, and the UTC second of which it is known to be so.
 
     `reset` says that a reset ended the period early.
@@ -68,20 +68,20 @@ class Outcome:
             self.failed.append(entry)
 
     @contextmanager
-    def record_errors(self, item: str, *, final: bool = True) -> Iterator[None]:
+    def record_errors(self, item: str, *, refusal_is_final: bool = True) -> Iterator[None]:
         """Note a report that Stripe refuses, or that fails, and go on behind the `with`.
 
-        Without `final` a refusal counts as a failure, too.
+        Without `refusal_is_final` a refusal counts as a failure, too.
         """
         try:
             yield
         except NotReported as error:
             answered = {"request_id": error.request_id} if error.request_id else {}
-            with log_context(**answered):
-                self._record(item, error, final=final)
+            with bound_log_fields(**answered):
+                self._record(item, error, refusal_is_final=refusal_is_final)
 
-    def _record(self, item: str, error: NotReported, *, final: bool) -> None:
-        if not final or isinstance(error, ReportFailed):
+    def _record(self, item: str, error: NotReported, *, refusal_is_final: bool) -> None:
+        if not refusal_is_final or isinstance(error, ReportFailed):
             self.fail(item, str(error))
         else:
             kind = "closed" if isinstance(error, PeriodClosed) else "refused"
@@ -111,7 +111,9 @@ def measure(services: Services, item: MeteredItem) -> Decimal | None:
         raise ReportFailed(str(error)) from error
 
 
-def report_all(reports: list[Report], services: Services, outcome: Outcome) -> None:
+def report_until_deadline(
+    reports: list[PendingReport], services: Services, outcome: Outcome
+) -> None:
     """Report items at the same time, but the periods of one item in their order.
 
     What has not begun when the delivery's time is used up never does, and what still runs is not
@@ -131,11 +133,11 @@ def report_all(reports: list[Report], services: Services, outcome: Outcome) -> N
             outcome.fail(item, "not reported within the time of a delivery")
 
 
-def report_in_order(reports: list[Report], services: Services) -> Outcome:
+def report_in_order(reports: list[PendingReport], services: Services) -> Outcome:
     """Report one after the other, whatever becomes of each."""
     outcome = Outcome()
     for report in reports:
-        with log_context(**item_fields(report.item)), outcome.record_errors(report.item.id):
+        with bound_log_fields(**item_fields(report.item)), outcome.record_errors(report.item.id):
             report_one(report, services, outcome)
     return outcome
 
@@ -148,7 +150,7 @@ def item_fields(item: MeteredItem) -> dict[str, str]:
         "meter": item.meter,
         "subject": item.subject,
         "period": f"{item.window_start.isoformat()}/{item.window_end.isoformat()}",
-        "way": "meter event" if item.stripe_meter else "usage record",
+        "way": "meter event" if item.billing_meter else "usage record",
     }
 
 
@@ -164,12 +166,12 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
     }
 
 
-def report_one(report: Report, services: Services, outcome: Outcome) -> None:
+def report_one(report: PendingReport, services: Services, outcome: Outcome) -> None:
     """Report one period of an item. Raises ReportRefused or ReportFailed."""
     began, item = time.monotonic(), report.item
     found = measure(services, item)
     total = found or Decimal(0)
-    if not item.stripe_meter:
+    if not item.billing_meter:
         wait_for_first_second(item)
     sent = ways.report_total(services.stripe, item, total, report.as_of)
     if found is None:

@@ -55,7 +55,7 @@ def no_pacing() -> None:
 
 
 @dataclass(frozen=True)
-class Account:
+class StripeConnection:
     """Stripe's client, how totals are rounded for it, and the Billing Meters read so far.
 
     `pace` is called before each request, to wait for its turn; while Stripe is busy (409, 429), a
@@ -69,7 +69,7 @@ class Account:
     pace: Callable[[], object] = no_pacing
 
 
-def stripe_state(account: Account) -> str:
+def stripe_state(account: StripeConnection) -> str:
     """Return `ok` if Stripe answers and knows the key, or why not."""
     try:
         call_once(account, "get", "/v1/subscriptions", limit=1)
@@ -78,12 +78,12 @@ def stripe_state(account: Account) -> str:
     return "ok"
 
 
-def fetch_subscription(account: Account, subscription_id: str) -> Json:
+def fetch_subscription(account: StripeConnection, subscription_id: str) -> Json:
     """Read a subscription as it is now. Raises ReportRefused or ReportFailed."""
     return fetch_object(account, "subscription", f"/v1/subscriptions/{subscription_id}")
 
 
-def fetch_object(account: Account, kind: str, path: str) -> Json:
+def fetch_object(account: StripeConnection, kind: str, path: str) -> Json:
     """Read an object and see that it is one of its kind. Raises ReportRefused or ReportFailed."""
     found = call(account, "get", path)
     if found.get("object") != kind:
@@ -91,7 +91,7 @@ def fetch_object(account: Account, kind: str, path: str) -> Json:
     return found
 
 
-def fetch_test_clock_time(account: Account, test_clock_id: str) -> int:
+def fetch_test_clock_time(account: StripeConnection, test_clock_id: str) -> int:
     """Read the UTC second at which a test clock stands. Raises ReportRefused or ReportFailed."""
     found = call(account, "get", f"/v1/test_helpers/test_clocks/{test_clock_id}")
     if type(found.get("frozen_time")) is not int:
@@ -99,12 +99,12 @@ def fetch_test_clock_time(account: Account, test_clock_id: str) -> int:
     return int(found["frozen_time"])
 
 
-def list_subscription_items(account: Account, subscription_id: str) -> list[Json]:
+def list_subscription_items(account: StripeConnection, subscription_id: str) -> list[Json]:
     """Read all items of a subscription. Raises ReportRefused or ReportFailed."""
     return list_all(account, "/v1/subscription_items", subscription=subscription_id)
 
 
-def list_reset_instants(account: Account, subscription_id: str) -> frozenset[int]:
+def list_reset_instants(account: StripeConnection, subscription_id: str) -> frozenset[int]:
     """Read the UTC seconds at which resets ended periods: each has its invoice.
 
     Raises ReportRefused or ReportFailed.
@@ -114,17 +114,19 @@ def list_reset_instants(account: Account, subscription_id: str) -> frozenset[int
     return frozenset(end for end in ends if type(end) is int)
 
 
-def list_invoice_lines(account: Account, invoice_id: str) -> list[Json]:
+def list_invoice_lines(account: StripeConnection, invoice_id: str) -> list[Json]:
     """Read all lines of an invoice. Raises ReportRefused or ReportFailed."""
     return list_all(account, f"/v1/invoices/{invoice_id}/lines")
 
 
-def list_draft_invoices(account: Account, subscription_id: str) -> list[Json]:
+def list_draft_invoices(account: StripeConnection, subscription_id: str) -> list[Json]:
     """Read the drafts among a subscription's invoices. Raises ReportRefused or ReportFailed."""
     return list_all(account, "/v1/invoices", subscription=subscription_id, status="draft")
 
 
-def list_subscriptions(account: Account, after: str | None = None, **filters: str) -> Page:
+def list_subscriptions_with_latest_invoice(
+    account: StripeConnection, after: str | None = None, **filters: str
+) -> Page:
     """Read up to 100 subscriptions that have not ended, with each one's latest invoice.
 
     `after` is the last id of the page before. Raises ReportRefused or ReportFailed.
@@ -132,7 +134,7 @@ def list_subscriptions(account: Account, after: str | None = None, **filters: st
     return list_page(account, "/v1/subscriptions", after, expand=["data.latest_invoice"], **filters)
 
 
-def list_page(account: Account, path: str, after: str | None, **filters: Any) -> Page:
+def list_page(account: StripeConnection, path: str, after: str | None, **filters: Any) -> Page:
     """Read up to 100 entries of a list (docs.stripe.com/api/pagination).
 
     Raises ReportRefused or ReportFailed.
@@ -145,7 +147,7 @@ def list_page(account: Account, path: str, after: str | None, **filters: Any) ->
     return Page(entries, bool(page.get("has_more") and entries))
 
 
-def list_all(account: Account, path: str, **filters: Any) -> list[Json]:
+def list_all(account: StripeConnection, path: str, **filters: Any) -> list[Json]:
     """Read a list to its end, 1,000 entries at most. Raises ReportRefused or ReportFailed."""
     found: list[Json] = []
     for _ in range(MAX_PAGES):
@@ -162,7 +164,7 @@ def has_id(entry: object) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
 
 
-def call(account: Account, method: str, path: str, **options: Any) -> Json:
+def call(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
     """Call Stripe and return the answer as plain data. Raises ReportRefused or ReportFailed.
 
     While Stripe is busy, call again with growing, jittered waits (docs.stripe.com/rate-limits).
@@ -176,7 +178,7 @@ def call(account: Account, method: str, path: str, **options: Any) -> Json:
     return patiently(call_once, account, method, path, **options)
 
 
-def call_once(account: Account, method: str, path: str, **options: Any) -> Json:
+def call_once(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
     """Call Stripe, in its turn. Raises StripeBusy, ReportRefused or ReportFailed."""
     account.pace()
     try:

@@ -7,7 +7,7 @@ one, write its function and name it in `report_total`.
 from decimal import ROUND_DOWN, Decimal
 
 from billing.items import MeteredItem
-from billing.stripe_api import Account, Json, ReportFailed, ReportRefused, call, list_page
+from billing.stripe_api import Json, ReportFailed, ReportRefused, StripeConnection, call, list_page
 from usage import one_line, whole_quantity
 
 # The last API version that has usage records
@@ -18,13 +18,15 @@ MINUTE = 60
 MAX_DIGITS = 15
 
 
-def report_total(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> int | str:
+def report_total(
+    account: StripeConnection, item: MeteredItem, total: Decimal, as_of: int
+) -> int | str:
     """Tell Stripe an item's total for its period, and return the value that was sent.
 
     `as_of` is the UTC second at which the period was known to be as the item says. Reports may
     repeat: each replaces the one before. Raises ReportRefused or ReportFailed.
     """
-    if item.stripe_meter is None:
+    if item.billing_meter is None:
         return set_usage_record(account, item, total)
     return send_meter_event(account, item, total, as_of)
 
@@ -38,7 +40,7 @@ def record_timestamp(item: MeteredItem) -> int:
     return item.start + 1
 
 
-def set_usage_record(account: Account, item: MeteredItem, total: Decimal) -> int:
+def set_usage_record(account: StripeConnection, item: MeteredItem, total: Decimal) -> int:
     """Set the one usage record of the item's period, and return its integer quantity.
 
     Raises ReportRefused if the period has closed or the item is gone, else ReportFailed
@@ -59,7 +61,9 @@ def set_usage_record(account: Account, item: MeteredItem, total: Decimal) -> int
     return units
 
 
-def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of: int) -> str:
+def send_meter_event(
+    account: StripeConnection, item: MeteredItem, total: Decimal, as_of: int
+) -> str:
     """Send the total as an event of the item's Billing Meter, and return its value.
 
     The meter bills the last value of a period. Raises ReportRefused or ReportFailed
@@ -67,7 +71,7 @@ def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of:
     """
     if item.end - item.start <= 1:
         raise ReportRefused("the billing period is too short to hold a meter event")
-    meter = fetch_billing_meter(account, str(item.stripe_meter))
+    meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     value = meter_value(total)
     event = call(
         account,
@@ -85,24 +89,24 @@ def send_meter_event(account: Account, item: MeteredItem, total: Decimal, as_of:
     return value
 
 
-def rounded_value(account: Account, item: MeteredItem, total: Decimal) -> Decimal:
+def rounded_value(account: StripeConnection, item: MeteredItem, total: Decimal) -> Decimal:
     """Return the value that a report of this total would send. Raises ReportFailed."""
-    if item.stripe_meter is None:
+    if item.billing_meter is None:
         return Decimal(whole_quantity(total, account.rounding))
     return Decimal(meter_value(total))
 
 
-def fetch_held_value(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+def fetch_held_value(account: StripeConnection, item: MeteredItem, as_of: int) -> Decimal | None:
     """Read what Stripe holds for the item's period, or None where its summaries cannot tell.
 
     Raises ReportRefused or ReportFailed.
     """
-    if item.stripe_meter is None:
-        return fetch_record_summary(account, item)
-    return fetch_meter_summary(account, item, as_of)
+    if item.billing_meter is None:
+        return fetch_running_record_total(account, item)
+    return fetch_meter_event_total(account, item, as_of)
 
 
-def fetch_record_summary(account: Account, item: MeteredItem) -> Decimal:
+def fetch_running_record_total(account: StripeConnection, item: MeteredItem) -> Decimal:
     """Read the summary of the running period, the first one listed and not yet invoiced."""
     path = f"/v1/subscription_items/{item.id}/usage_record_summaries"
     page = list_page(account, path, None, stripe_version=USAGE_RECORD_VERSION)
@@ -110,7 +114,9 @@ def fetch_record_summary(account: Account, item: MeteredItem) -> Decimal:
     return sum((require_number(entry, "total_usage") for entry in running), Decimal(0))
 
 
-def fetch_meter_summary(account: Account, item: MeteredItem, as_of: int) -> Decimal | None:
+def fetch_meter_event_total(
+    account: StripeConnection, item: MeteredItem, as_of: int
+) -> Decimal | None:
     """Read the summary of the period's events.
 
     It goes by full minutes (docs.stripe.com/api/billing/meter-event-summary): one of a closed
@@ -120,7 +126,7 @@ def fetch_meter_summary(account: Account, item: MeteredItem, as_of: int) -> Deci
     if is_closed and item.end % MINUTE:
         return None
     end = item.end if is_closed else as_of + MINUTE - as_of % MINUTE
-    meter = fetch_billing_meter(account, str(item.stripe_meter))
+    meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     page = list_page(
         account,
         f"/v1/billing/meters/{meter['id']}/event_summaries",
@@ -165,7 +171,7 @@ def meter_value(total: Decimal) -> str:
     return f"{cut:f}".rstrip("0").rstrip(".") if cut % 1 else f"{int(cut)}"
 
 
-def fetch_billing_meter(account: Account, meter_id: str) -> Json:
+def fetch_usable_billing_meter(account: StripeConnection, meter_id: str) -> Json:
     """Return a Billing Meter, read once: but for its name it cannot change.
 
     Raises ReportFailed if running totals cannot be sent to it.

@@ -33,7 +33,7 @@ class RetryWithoutWait(RetryPolicy):
         """Return no wait."""
 
 
-def connect(
+def create_clients(
     settings: Mapping[str, Any], observe: Callable[[str], Observe] = lambda _: unobserved
 ) -> Clients:
     """Return the clients; nothing is sent yet.

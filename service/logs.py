@@ -12,13 +12,13 @@ from pythonjsonlogger.json import JsonFormatter
 CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
 
 
-def reset_log_context(**fields: str) -> None:
+def set_log_fields(**fields: str) -> None:
     """Let each line from here on carry these fields alone."""
     CONTEXT.set(fields)
 
 
 @contextmanager
-def log_context(**fields: str) -> Iterator[None]:
+def bound_log_fields(**fields: str) -> Iterator[None]:
     """Let each line that is logged inside carry these fields, too."""
     token = CONTEXT.set({**CONTEXT.get(), **fields})
     try:
@@ -70,7 +70,7 @@ class LevelFormatter(logging.Formatter):
         return line if record.levelno == logging.INFO else f"{record.levelname}: {line}"
 
 
-def configure(
+def configure_logger(
     logger: logging.Logger, handler: logging.Handler, form: str, secrets: SecretFilter
 ) -> None:
     """Let a logger and its handler write in a LOG_FORMAT, without secrets."""

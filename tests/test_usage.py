@@ -70,7 +70,7 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
     ],
 )
 def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
-    found = usage.parse_total_value(json.loads(text, parse_float=Decimal, parse_int=Decimal))
+    found = usage.validated_total(json.loads(text, parse_float=Decimal, parse_int=Decimal))
     assert found == Decimal(total)
     assert not found.is_signed()
 
@@ -95,9 +95,9 @@ def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
 def test_a_total_that_is_no_quantity_is_refused(text: str, reason: str) -> None:
     value = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     with pytest.raises(usage.QueryFailed, match=reason):
-        usage.parse_total_value(value)
+        usage.validated_total(value)
     with pytest.raises(usage.QueryFailed, match="no finite number"):
-        usage.parse_total_value(Decimal("NaN"))
+        usage.validated_total(Decimal("NaN"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pytest_mock import MockerFixture
 
 import usage
 from billing import periodic, stripe_api
-from billing.stripe_api import Account, Page
+from billing.stripe_api import Page, StripeConnection
 from fakes.processes import ROOT, Processes, call
 from tests.billing.test_meters import meter_events
 from tests.conftest import ACACIA, DAY, END, ENDIVE, START, OpenMeter, Service, Stripe
@@ -132,13 +132,13 @@ def test_only_what_can_still_be_billed_is_reported(
     many: Many, mocker: MockerFixture, status: str, listed: int
 ) -> None:
     service = many(1)
-    read = stripe_api.list_subscriptions
+    read = stripe_api.list_subscriptions_with_latest_invoice
 
     def shown(*given: Any, **filters: Any) -> Page:
         page = read(*given, **filters)
         return Page([{**entry, "status": status} for entry in page.entries], False)
 
-    mocker.patch("billing.stripe_api.list_subscriptions", shown)
+    mocker.patch("billing.stripe_api.list_subscriptions_with_latest_invoice", shown)
     assert counts(report(service)) == [listed, listed, listed, 0, 0, 0]
 
 
@@ -182,7 +182,8 @@ def test_options_out_of_range_are_refused(service: Service, option: str) -> None
 
 def test_the_help_says_what_each_option_does(service: Service) -> None:
     assert all(
-        isinstance(option, click.Option) and option.help for option in periodic.report.params
+        isinstance(option, click.Option) and option.help
+        for option in periodic.report_command.params
     )
     listed = service.client.application.test_cli_runner().invoke(args=["--help"]).output
     (line,) = re.findall(r"^  report +(.*)$", listed, re.M)
@@ -196,16 +197,16 @@ def test_the_help_says_what_each_option_does(service: Service) -> None:
 def test_subscriptions_that_end_during_a_run_do_no_harm(many: Many, mocker: MockerFixture) -> None:
     service = many(101)
     ids = [found["id"] for found in service.stripe.account.all("subscription")][::-1]
-    read = stripe_api.list_subscriptions
+    read = stripe_api.list_subscriptions_with_latest_invoice
 
-    def reading(account: Account, after: str | None, **filters: str) -> Page:
+    def reading(account: StripeConnection, after: str | None, **filters: str) -> Page:
         page = read(account, after, **filters)
         if after is None:
             for ended in (ids[0], ids[99]):
                 service.stripe.call("DELETE", f"subscriptions/{ended}")
         return page
 
-    mocker.patch("billing.stripe_api.list_subscriptions", reading)
+    mocker.patch("billing.stripe_api.list_subscriptions_with_latest_invoice", reading)
     result = report(service, "--rate", "0")
     assert result.exit_code == 0, result.output
     assert counts(result) == [101, 101, 99, 0, 2, 0]
@@ -430,7 +431,7 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 def test_the_usual_rate_depends_on_the_key(
     start: Start, mocker: MockerFixture, key: str, rate: int
 ) -> None:
-    paced = mocker.spy(periodic, "paced")
+    paced = mocker.spy(periodic, "with_batch_limits")
     report(start(STRIPE_KEY=key))
     assert [call.args[1] for call in paced.call_args_list] == [rate]
 

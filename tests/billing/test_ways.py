@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
 from billing import stripe_api, ways
-from billing.stripe_api import Account, ReportFailed, ReportRefused
+from billing.stripe_api import ReportFailed, ReportRefused, StripeConnection
 from tests.billing.test_items import ITEM
 
-METERED = replace(ITEM, stripe_meter="mtr_1")
+METERED = replace(ITEM, billing_meter="mtr_1")
 METER: dict[str, Any] = {
     "id": "mtr_1",
     "object": "billing.meter",
@@ -32,12 +32,12 @@ Answers = Callable[..., Any]
 
 
 @pytest.fixture
-def account(mocker: MockerFixture) -> Account:
-    return Account(mocker.create_autospec(stripe.StripeClient, instance=True), "down")
+def account(mocker: MockerFixture) -> StripeConnection:
+    return StripeConnection(mocker.create_autospec(stripe.StripeClient, instance=True), "down")
 
 
 @pytest.fixture
-def answers(mocker: MockerFixture, account: Account) -> Answers:
+def answers(mocker: MockerFixture, account: StripeConnection) -> Answers:
     """Let Stripe answer with bodies, or raise errors, in turn; return the mocked call."""
 
     def answered(*bodies: object) -> Any:
@@ -50,7 +50,7 @@ def answers(mocker: MockerFixture, account: Account) -> Answers:
     return answered
 
 
-def test_the_price_decides_where_a_total_goes(account: Account, answers: Answers) -> None:
+def test_the_price_decides_where_a_total_goes(account: StripeConnection, answers: Answers) -> None:
     raw = answers({"object": "usage_record"}, METER, TAKEN)
     assert ways.report_total(account, ITEM, Decimal("10.7"), 0) == 10
     assert ways.report_total(account, METERED, Decimal("10.7"), ITEM.start + 60) == "10.7"
@@ -70,7 +70,7 @@ def test_the_price_decides_where_a_total_goes(account: Account, answers: Answers
     }
 
 
-def test_a_meter_is_read_once(account: Account, answers: Answers) -> None:
+def test_a_meter_is_read_once(account: StripeConnection, answers: Answers) -> None:
     raw = answers(METER, TAKEN, TAKEN, TAKEN)
     for _ in range(3):
         ways.report_total(account, METERED, Decimal(1), 0)
@@ -90,7 +90,7 @@ def test_a_meter_is_read_once(account: Account, answers: Answers) -> None:
     ],
 )
 def test_a_meter_that_cannot_take_running_totals_is_refused_each_time(
-    account: Account, answers: Answers, meter: object, reason: str
+    account: StripeConnection, answers: Answers, meter: object, reason: str
 ) -> None:
     answers(meter, meter)
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_a_later_report_has_no_earlier_second_and_a_closing_one_a_later(
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_period_without_a_second_of_its_own_is_refused(
-    account: Account, answers: Answers, length: int
+    account: StripeConnection, answers: Answers, length: int
 ) -> None:
     raw = answers()
     with pytest.raises(ReportRefused, match="too short"):
@@ -163,7 +163,7 @@ def test_a_total_of_sixteen_digits_is_refused() -> None:
 
 @pytest.mark.parametrize("busy", [BUSY, LOCKED])
 def test_a_busy_stripe_is_waited_for(
-    account: Account, answers: Answers, mocker: MockerFixture, busy: Exception
+    account: StripeConnection, answers: Answers, mocker: MockerFixture, busy: Exception
 ) -> None:
     slept = mocker.patch("tenacity.nap.time.sleep")
     raw = answers(METER, busy, busy, TAKEN)
@@ -172,7 +172,7 @@ def test_a_busy_stripe_is_waited_for(
 
 
 def test_a_stripe_that_stays_busy_fails_within_the_bound(
-    account: Account, answers: Answers, mocker: MockerFixture
+    account: StripeConnection, answers: Answers, mocker: MockerFixture
 ) -> None:
     clock = [0.0]
     mocker.patch("tenacity.time.monotonic", side_effect=lambda: clock[0])
@@ -188,7 +188,7 @@ def test_a_stripe_that_stays_busy_fails_within_the_bound(
 
 @pytest.mark.parametrize("answer", [{}, [], {"object": "list"}])
 def test_an_answer_that_is_none_of_what_was_asked_fails(
-    account: Account, answers: Answers, answer: object
+    account: StripeConnection, answers: Answers, answer: object
 ) -> None:
     answers(answer, METER, answer, answer)
     with pytest.raises(ReportFailed, match="no usage record"):
@@ -200,13 +200,17 @@ def test_an_answer_that_is_none_of_what_was_asked_fails(
 
 
 @pytest.mark.parametrize("answer", [{}, {"data": "x"}, {"data": ["x"]}, {"data": [{"id": 5}]}, []])
-def test_a_list_that_is_none_fails(account: Account, answers: Answers, answer: object) -> None:
+def test_a_list_that_is_none_fails(
+    account: StripeConnection, answers: Answers, answer: object
+) -> None:
     answers(answer)
     with pytest.raises(ReportFailed, match="no list"):
         stripe_api.list_subscription_items(account, "sub_1")
 
 
-def test_a_list_is_read_page_by_page_up_to_a_bound(account: Account, answers: Answers) -> None:
+def test_a_list_is_read_page_by_page_up_to_a_bound(
+    account: StripeConnection, answers: Answers
+) -> None:
     full = {"data": [{"id": "si_1"}, {"id": "si_2"}], "has_more": True}
     raw = answers(full, {"data": [{"id": "si_3"}]})
     found = stripe_api.list_subscription_items(account, "sub_1")

@@ -146,7 +146,7 @@ def test_neither_form_shows_a_secret(name: str) -> None:
     logger.addHandler(handler)
     logger.addFilter(logs.ContextFilter())
     logger.addFilter(logs.SecretFilter('a"b', 'a"bc', "z"))
-    with logs.log_context(subject='a"bc', item="si_1"):
+    with logs.bound_log_fields(subject='a"bc', item="si_1"):
         logger.warning("%s and %s", 'xa"bcx', "z")
     assert "x[hidden]x and [hidden]" in written.getvalue()
     assert 'a"b' not in written.getvalue().replace("\\", "")

@@ -36,16 +36,18 @@ def window_start_at(seconds: int, window: int) -> datetime:
 
 
 def total(
-    client: openmeter.Client, meter: str, subject: str, start: datetime, end: datetime
+    client: openmeter.Client, meter: str, subject: str | None, start: datetime, end: datetime
 ) -> Decimal | None:
     """Ask OpenMeter for a subject's total in [start, end), in the meter's own aggregation.
 
-    None means an answer without rows: no usage, or a subject that OpenMeter does not know.
+    Without a subject it is everybody's. None means an answer without rows: no usage, or a subject that OpenMeter does not know.
     Raises QueryFailed, naming the meter.
     """
     if start >= end:
         return Decimal(0)  # OpenMeter refuses an empty period
-    query = {"subject": subject, "from": rfc3339(start), "to": rfc3339(end)}
+    query = {"from": rfc3339(start), "to": rfc3339(end)}
+    if subject is not None:
+        query = {"subject": subject, **query}
     try:
         return parse_total(fetch_body(client, f"/api/v1/meters/{meter}/query?{urlencode(query)}"))
     except QueryFailed as error:
@@ -111,16 +113,15 @@ def parse_total(body: str) -> Decimal | None:
 def validated_total(value: Any) -> Decimal:
     """Return OpenMeter's value without float noise, which is all beyond nine decimals.
 
-    Raises QueryFailed if it is no number, not finite, negative or above 2**53.
+    It can be negative, by corrections. Raises QueryFailed if it is no number, not finite, or
+    beyond 2**53 either way.
     """
     if not isinstance(value, Decimal) or not value.is_finite():
         raise QueryFailed(f"the total is no finite number: {one_line(value)}")
     if not -MAX_QUANTITY <= value <= MAX_QUANTITY:
         raise QueryFailed(f"the total {one_line(value)} is beyond 2**53 and no longer exact")
     rounded = value.quantize(NINE_DECIMALS)
-    if rounded < 0:
-        raise QueryFailed(f"the total {rounded} is negative")
-    return abs(rounded)
+    return rounded if rounded else abs(rounded)  # a zero without a sign
 
 
 def whole_quantity(exact: Decimal, rounding: str) -> int:

@@ -2,16 +2,45 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from billing import items, stripe_api
-from billing.items import InvalidSubscription, MeteredItem
-from billing.reports import Outcome, PendingReport, Services, item_fields, report_until_deadline
-from billing.stripe_api import Json
-from service.logs import bound_log_fields
-from usage import one_line
+from billing import changes, losses, stripe_api
+from billing.changes import EndedPeriod
+from billing.invoices import (
+    InvoicedPeriod,
+    fetch_invoiced_periods,
+    invoice_subscription_id,
+    is_of_subscription,
+)
+from billing.items import (
+    COUNTED_FROM,
+    InvalidSubscription,
+    MeteredItem,
+    is_free,
+    noted_seconds,
+    read_item,
+    require_expandable_id,
+    reset_anchor,
+)
+from billing.reports import Outcome, PendingReport, Services, report_until_deadline
+from billing.stripe_api import RESET_REASON, Json, ReportFailed
+from billing.subscriptions import (
+    Subscription,
+    fail_items_that_overwrite,
+    fetch_all_entries,
+    fetch_current,
+    listed_entries,
+    read_current_items,
+    read_items,
+    warn_of_double_billing,
+)
 
 FRESH_SECONDS = 5
+# How many changes an item's metadata keeps; a value has at most 500 characters
+# (docs.stripe.com/api/metadata).
+NOTED_CHANGES = 20
 
 
 def event_object(event: Mapping[str, Any]) -> Json:
@@ -23,228 +52,316 @@ def event_object(event: Mapping[str, Any]) -> Json:
     return carried
 
 
+def previous_attributes(event: Mapping[str, Any]) -> Json:
+    """Return what an update changed, as it was before; empty where the event does not say it."""
+    previous = event["data"].get("previous_attributes")
+    return previous if isinstance(previous, Mapping) else {}
+
+
 def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
-    """Report the running period of each metered item, and one that closed just before it.
+    """Report what an update ended, and then the running period of each metered item.
 
     An item that fails stops no other. Raises InvalidSubscription before anything is written.
     """
     outcome = Outcome()
-    metered = read_reportable_items(event_object(event), services, outcome)
-    running, as_of = current_items_as_of(event, metered, services, outcome)
-    # Items that the event leaves out are read as they are now, not as they were then: what they
-    # closed is reported for the draft invoice.
-    listed = [entry.get("id") for entry in event_object(event)["items"]["data"]]
-    previous = event["data"].get("previous_attributes")
-    reports = closed_reports_from_update(
-        [item for item in metered if item.id in listed], previous, outcome
-    )
-    report_until_deadline(
-        reports + [PendingReport(item, as_of) for item in running], services, outcome
-    )
-    return outcome
-
-
-def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
-    """Report the last period of each item backed by a Billing Meter, up to the end."""
-    outcome = Outcome()
-    subscription = event_object(event)
-    metered = read_reportable_items(subscription, services, outcome)
-    ended = [items.cut_at_end(item, subscription) for item in metered]
-    outcome.skipped.extend(item.id for item in ended if not item.billing_meter)
-    reports = [PendingReport(item, item.end) for item in ended if item.billing_meter]
+    known = read_event(event, services, outcome)
+    read_items(known, services, outcome)
+    reports: list[PendingReport] = []
+    with outcome.record_errors(known.id):
+        current = current_subscription(event, known, services)
+        previous, ended = previous_attributes(event), ended_by_update(event, known, current.as_of)
+        reports += changed_reports(previous, known, ended, services)
+        reports += closing_reports(previous, known, ended, services, outcome)
+        current = note_changes(current, ended, services, outcome)
+        reports += running_reports(previous, known, current, services, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
 
 
+def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
+    """Report the last period of a subscription that ended, while an invoice still counts it.
+
+    Raises InvalidSubscription before anything is written.
+    """
+    outcome = Outcome()
+    known = read_event(event, services, outcome)
+    ended = [
+        EndedPeriod(entry, None, item.start, last_second(known, item), "end")
+        for entry in known.entries
+        for item in read_items(replace(known, entries=[entry]), services, outcome)
+    ]
+    reports: list[PendingReport] = []
+    with outcome.record_errors(known.id):
+        reports += closing_reports({}, known, ended, services, outcome)
+    report_until_deadline(reports, services, outcome)
+    return outcome
+
+
+def last_second(subscription: Subscription, item: MeteredItem) -> int:
+    """Return where its subscription's end cut off an item's period. Raises InvalidSubscription."""
+    ended_at = subscription.fields.get("ended_at")
+    if type(ended_at) is not int or ended_at < item.start:
+        raise InvalidSubscription("ended_at is missing or is no time")
+    return min(ended_at, item.end)
+
+
 def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | None:
-    """Report the closed period that a renewal's draft invoice bills; None for other invoices.
+    """Report the closed periods that a subscription's draft invoice bills; None for other invoices.
 
     While the answer is no 2xx, Stripe holds the draft, for 72 h at most
     (docs.stripe.com/invoicing/integration/workflow-transitions).
     """
     invoice = event_object(event)
-    if not is_renewal_draft(invoice):
+    if invoice.get("status") != "draft" or not is_of_subscription(invoice):
         return None
     outcome = Outcome()
-    subscription_id = items.invoice_subscription_id(invoice)
+    subscription_id = invoice_subscription_id(invoice)
+    reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
-        subscription = stripe_api.fetch_subscription(services.stripe, subscription_id)
-        metered = read_reportable_items(subscription, services, outcome)
-        reports = closed_reports_for_invoice(invoice, subscription, metered, services, outcome)
-        reported = {report.item.id for report in reports}
-        outcome.skipped.extend(item.id for item in metered if item.id not in reported)
-        report_until_deadline(reports, services, outcome)
+        current = fetch_current(subscription_id, services)
+        reports += invoice_reports(invoice, current, {}, services, outcome)
+        reported = {report.item.id for report in reports if report.writes}
+        items = [str(entry.get("id")) for entry in current.entries]
+        outcome.skipped.extend(item for item in items if item not in reported)
+    report_until_deadline(reports, services, outcome)
     return outcome
 
 
-def is_renewal_draft(invoice: Json) -> bool:
-    """Say whether an invoice is the draft of a renewal, which meter events still reach.
+def read_event(event: Mapping[str, Any], services: Services, outcome: Outcome) -> Subscription:
+    """Return the subscription that an event carries. Raises InvalidSubscription."""
+    fields, created = event_object(event), event.get("created")
+    entries = listed_entries(fields)
+    as_of = created if type(created) is int else int(time.time())
+    known = Subscription(fields, entries, as_of)
+    with outcome.record_errors(f"{known.id}, items after the first {len(entries)}"):
+        return replace(known, entries=fetch_all_entries(fields, services))
+    return known
 
-    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)
+
+def current_subscription(
+    event: Mapping[str, Any], known: Subscription, services: Services
+) -> Subscription:
+    """Return the subscription of an event as it is now.
+
+    A late event may be of a period that is over, of a price that was changed since, or of a meter
+    that was named by mistake. So the subscription is read again, unless the event is fresh. A
+    test clock has its own time. Raises ReportRefused or ReportFailed.
     """
-    state = invoice.get("status"), invoice.get("billing_reason")
-    return state == ("draft", "subscription_cycle")
+    created = event.get("created")
+    is_fresh = type(created) is int and int(time.time()) - created <= FRESH_SECONDS
+    # Before basil an event shows one period, though items of other intervals have their own
+    # (docs.stripe.com/billing/subscriptions/mixed-interval).
+    shows_periods = all("current_period_start" in entry for entry in known.entries)
+    shows_periods |= changes.have_one_interval(known.entries)
+    if is_fresh and shows_periods and known.fields.get("test_clock") is None:
+        return known
+    return fetch_current(known.id, services)
 
 
-def closed_reports_for_invoice(
-    invoice: Json,
-    subscription: Json,
-    metered: list[MeteredItem],
+def ended_by_update(event: Mapping[str, Any], known: Subscription, as_of: int) -> list[EndedPeriod]:
+    """Return the periods that an update ended.
+
+    The second of the update is that of an item which it added, if any, or else the event's; with
+    a test clock, the one at which the clock stands.
+    """
+    previous = previous_attributes(event)
+    instant = as_of if known.fields.get("test_clock") else known.as_of
+    instant = max(changes.added_seconds(previous, known.entries), default=instant)
+    return changes.ended_periods(previous, known.fields, known.entries, instant)
+
+
+def changed_reports(
+    previous: Json, known: Subscription, ended: list[EndedPeriod], services: Services
+) -> list[PendingReport]:
+    """Return the periods that ended in the middle: their item is gone, or has another price."""
+    reports = []
+    for period in ended:
+        item = item_before(period, previous, known, services)
+        if period.by == "change" and item and not period.goes_over:
+            check = partial(losses.warn_of_change, after=period.after, mode=known.billing_mode)
+            writes = item.billing_meter is not None
+            reports.append(PendingReport(item, item.end, writes=writes, check=check))
+    return reports
+
+
+def closing_reports(
+    previous: Json,
+    known: Subscription,
+    ended: list[EndedPeriod],
     services: Services,
     outcome: Outcome,
 ) -> list[PendingReport]:
-    """Return the periods of a subscription's items that its draft invoice still bills.
+    """Return the periods that a renewal, a reset or a subscription's end closed.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    The latest invoice says what it bills of them. Where it has no line for one, the item as it
+    was has to do. Raises ReportRefused or ReportFailed.
     """
-    lines = fetch_all_lines(invoice, services)
-    resets = fetch_resets_if_anchor_moved(subscription, invoice, services)
-    warn_of_changed_lines(lines, metered, outcome)
-    invoiced = [items.invoiced_period(item, lines, subscription, resets) for item in metered]
-    return [PendingReport(item, item.end) for item in invoiced if item and item.billing_meter]
-
-
-def warn_of_changed_lines(lines: list[Json], metered: list[MeteredItem], outcome: Outcome) -> None:
-    """Warn of invoice lines whose item has another price now, or is gone.
-
-    Items that the outcome has as skipped or failed by now are there, though not reported.
-    """
-    prices = {item.id: item.price for item in metered}
-    others = {*prices, *outcome.skipped, *(entry["item"] for entry in outcome.failed)}
-    for line in lines:
-        item, price = one_line(items.line_item(line)), items.line_price(line)
-        if prices.get(item, price) != price or item not in others:
-            reason = "is gone or has another price since the invoiced period; check it"
-            outcome.warn(item, reason, "changed")
-
-
-def fetch_resets_if_anchor_moved(
-    subscription: Json, invoice: Json, services: Services
-) -> frozenset[int]:
-    """Return where resets ended periods, if one came between an invoice and now.
-
-    The subscription then no longer knows whether the invoice's period began with a reset.
-    """
-    anchors, end = items.reset_anchor_boundary(subscription), invoice.get("period_end")
-    if type(end) is not int or all(anchor < end for anchor in anchors):
-        return frozenset()
-    subscription_id = items.require_id(subscription, "id", "")
-    return stripe_api.list_reset_instants(services.stripe, subscription_id)
-
-
-def fetch_all_lines(invoice: Json, services: Services) -> list[Json]:
-    """Return an invoice's lines, of which an event has the first ten at most."""
-    lines = invoice.get("lines")
-    if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
-        raise InvalidSubscription("lines.data is missing")
-    if lines.get("has_more"):
-        invoice_id = items.require_id(invoice, "id", "")
-        return stripe_api.list_invoice_lines(services.stripe, invoice_id)
-    return [line for line in lines["data"] if isinstance(line, dict)]
-
-
-def current_items_as_of(
-    event: Mapping[str, Any], metered: list[MeteredItem], services: Services, outcome: Outcome
-) -> tuple[list[MeteredItem], int]:
-    """Return the items that run now, and the second (UTC) of which that is known.
-
-    A late event may be of a period that a reset has ended since; the total that it leads to
-    would then count in a Billing Meter's next one. So the subscription is read again, unless the
-    event is fresh. Stripe itself refuses a late usage record. A test clock has its own time.
-    """
-    now, created = int(time.time()), event.get("created")
-    if not any(item.billing_meter for item in metered):
-        return metered, now
-    known = event_object(event)
-    if type(created) is int and now - created <= FRESH_SECONDS and known.get("test_clock") is None:
-        return metered, created
-    with outcome.record_errors(items.require_id(known, "id", "")):
-        subscription, now = refetch_subscription_as_of(known, services)
-        if subscription.get("status") != "canceled":
-            return read_reportable_items(subscription, services, outcome), now
-    return [], now
-
-
-def refetch_subscription_as_of(known: Json, services: Services) -> tuple[Json, int]:
-    """Read a subscription again; return it, and the second (UTC) since which it is so at least.
-
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
-    """
-    now, subscription_id = int(time.time()), items.require_id(known, "id", "")
-    if known.get("test_clock") is not None:
-        clock_id = items.require_expandable_id(known, "test_clock")
-        now = stripe_api.fetch_test_clock_time(services.stripe, clock_id)
-    return stripe_api.fetch_subscription(services.stripe, subscription_id), now
-
-
-def read_reportable_items(
-    subscription: Json, services: Services, outcome: Outcome
-) -> list[MeteredItem]:
-    """Return the items to report, none of which shares its Billing Meter with another."""
-    found = read_items_with_meter(subscription, services, outcome)
-    shared = {
-        meter: [item.id for item in found if item.billing_meter == meter]
-        for meter in {item.billing_meter for item in found if item.billing_meter}
-    }
-    for meter, ids in shared.items():
-        if len(ids) > 1:
-            reason = f"would overwrite each other's totals on Billing Meter {meter}"
-            outcome.fail(" and ".join(ids), f"{reason}, which counts per customer")
-    return [item for item in found if len(shared.get(str(item.billing_meter), [])) <= 1]
-
-
-def read_items_with_meter(
-    subscription: Json, services: Services, outcome: Outcome
-) -> list[MeteredItem]:
-    """Return the items that name a meter, and note the others as skipped."""
-    found = []
-    for n, entry in enumerate(fetch_all_items(subscription, services, outcome)):
-        path = f"items.data[{n}]"
-        if not isinstance(entry, dict):
-            raise InvalidSubscription(f"{path} is no subscription item")
-        item = items.read_item(entry, subscription, path, services.window_size)
-        if item:
-            found.append(item)
-        elif str(entry.get("id")) not in outcome.skipped:
-            outcome.skipped.append(str(entry.get("id")))
-    return found
-
-
-def fetch_all_items(subscription: Json, services: Services, outcome: Outcome) -> list[Any]:
-    """Return the items at hand and those that were left out: Stripe lists at most ten."""
-    listed = subscription.get("items")
-    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-        raise InvalidSubscription("items.data is missing")
-    entries: list[Any] = listed["data"]
-    if not listed.get("has_more"):
-        return entries
-    known = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-    subscription_id = items.require_id(subscription, "id", "")
-    rest = f"{subscription_id}, items after the first {len(entries)}"
-    with outcome.record_errors(rest):
-        stored = stripe_api.list_subscription_items(services.stripe, subscription_id)
-        return entries + [item for item in stored if item["id"] not in known]
-    return entries
-
-
-def closed_reports_from_update(
-    metered: list[MeteredItem], previous: object, outcome: Outcome
-) -> list[PendingReport]:
-    """Return the periods that closed before items' running ones and can still be billed."""
-    reports = []
-    for item in metered:
-        found = items.find_closed_period(item, previous)
-        if found is None:
-            continue
-        closed, by_reset = found
-        if item.billing_meter:
-            reports.append(PendingReport(closed, closed.end, by_reset))
-        else:
-            reason = f"{items.period_name(closed)} has closed and can no longer be written"
-            lost = "usage after its last report is on no invoice"
-            with bound_log_fields(**item_fields(closed)):
-                outcome.warn(item.id, f"{reason}: {lost}", "closed")
+    closed = [period for period in ended if period.by != "change"]
+    reports = latest_invoice_reports(known, closed, services, outcome) if closed else []
+    billed = {(report.item.id, report.item.end) for report in reports}
+    for period in closed:
+        item = item_before(period, previous, known, services)
+        if item and (item.id, item.end) not in billed:
+            by_meter = item.billing_meter is not None
+            expected = by_meter and period.by == "renewal"
+            reports.append(
+                PendingReport(
+                    item,
+                    item.end,
+                    writes=by_meter and period.by != "end",
+                    check=None if expected else partial(losses.warn_of_no_invoice, by=period.by),
+                )
+            )
     return reports
+
+
+def item_before(
+    period: EndedPeriod, previous: Json, known: Subscription, services: Services
+) -> MeteredItem | None:
+    """Return an item as it was in a period that ended; None if it names no meter, or is free.
+
+    Only where the same item and price go on from a renewal, its end is rounded to the window.
+    """
+    fields = changes.subscription_before(previous, known.fields)
+    if is_free(period.before, fields, period.start, period.end):
+        return None
+    item_path = "previous_attributes.items"
+    bounds = (period.start, period.end)
+    item = read_item(period.before, fields, item_path, services.window_size, bounds)
+    if item is None:
+        return None
+    anchor = {**fields, "billing_cycle_anchor": previous.get("billing_cycle_anchor")}
+    exact = {*reset_anchor(anchor)} if period.goes_on else {*reset_anchor(anchor), period.end}
+    return replace(item, unrounded=item.unrounded | exact)
+
+
+def latest_invoice_reports(
+    known: Subscription, closed: list[EndedPeriod], services: Services, outcome: Outcome
+) -> list[PendingReport]:
+    """Return the periods that closed, as the invoice that a subscription names its latest has them.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    if known.fields.get("latest_invoice") is None:
+        return []
+    try:
+        invoice_id = require_expandable_id(known.fields, "latest_invoice")
+    except InvalidSubscription as error:
+        raise ReportFailed(str(error)) from error
+    invoice = stripe_api.fetch_invoice(services.stripe, invoice_id)
+    before = {str(period.before.get("id")): period.before for period in closed}
+    ends = {period.end for period in closed}
+    reports = invoice_reports(invoice, known, before, services, outcome)
+    return [report for report in reports if report.item.end in ends]
+
+
+def invoice_reports(
+    invoice: Json,
+    subscription: Subscription,
+    before: Mapping[str, Json],
+    services: Services,
+    outcome: Outcome,
+) -> list[PendingReport]:
+    """Return the closed periods that an invoice bills.
+
+    `before` has items as they were then, where that is known. Raises ReportRefused, or
+    ReportFailed also where Stripe's answer cannot be read.
+    """
+    entries = {str(entry.get("id")): entry for entry in subscription.entries} | {**before}
+    try:
+        found = fetch_invoiced_periods(
+            invoice, subscription.fields, entries, services.stripe, services.window_size
+        )
+    except InvalidSubscription as error:
+        raise ReportFailed(f"as it is in Stripe now, {error}") from error
+    for line in found.unknown:
+        losses.warn_of_unknown_meter(line, invoice, outcome)
+    kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
+    by_reset = invoice.get("billing_reason") == RESET_REASON and invoice.get("status") != "draft"
+    return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
+
+
+def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
+    """Return what to do about a period that an invoice bills: a final one can only be compared."""
+    item = period.item
+    check = partial(losses.warn_of_missing, invoiced=period, by_reset=by_reset)
+    return PendingReport(
+        item,
+        item.end,
+        writes=period.is_draft and item.billing_meter is not None,
+        check=check if period.is_fixed else None,
+    )
+
+
+def note_changes(
+    current: Subscription, ended: list[EndedPeriod], services: Services, outcome: Outcome
+) -> Subscription:
+    """Note in the items' metadata since when their price is billed.
+
+    No object of Stripe's says it later. An item whose change cannot be noted is left out, for its
+    total would count what another price has billed. Raises ReportFailed.
+    """
+    named = {item.id for item in read_current_items(current, services, Outcome())}
+    began = {str(period.before.get("id")): period.end for period in ended if period.began_price}
+    entries = []
+    for entry in current.entries:
+        item, at = str(entry.get("id")), began.get(str(entry.get("id")))
+        if item not in named or at is None or at in noted_seconds(entry):
+            entries.append(entry)
+            continue
+        with outcome.record_errors(item):
+            entries.append(note_change(entry, at, services))
+    return replace(current, entries=entries)
+
+
+def note_change(entry: Json, at: int, services: Services) -> Json:
+    """Note a UTC second in an item's metadata; return the item with it.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    seconds = sorted([*noted_seconds(entry), at])[-NOTED_CHANGES:]
+    noted = ",".join(map(str, seconds))
+    try:
+        stripe_api.set_item_metadata(services.stripe, str(entry["id"]), COUNTED_FROM, noted)
+    except ReportFailed as error:
+        reason = f"{COUNTED_FROM} could not be noted in its metadata: {error}"
+        needs = "STRIPE_KEY needs the right subscription_write"
+        raise ReportFailed(f"{reason}; {needs}", error.request_id) from error
+    return {**entry, "metadata": {**(entry.get("metadata") or {}), COUNTED_FROM: noted}}
+
+
+def running_reports(
+    previous: Json,
+    known: Subscription,
+    current: Subscription,
+    services: Services,
+    outcome: Outcome,
+) -> list[PendingReport]:
+    """Return the running periods of a subscription's items, if it runs. Raises ReportFailed."""
+    if not current.is_running:
+        return []
+    items = read_current_items(current, services, outcome)
+    items = fail_items_that_overwrite(items, outcome)
+    warn_of_double_billing(items, outcome)
+    reports = [PendingReport(item, current.as_of) for item in items]
+    return [with_former_total(report, previous, known, services) for report in reports]
+
+
+def with_former_total(
+    report: PendingReport, previous: Json, known: Subscription, services: Services
+) -> PendingReport:
+    """Return a report that warns if an update let its item count something else in mid-period."""
+    item, before = report.item, changes.previous_entries(previous)
+    entry = before.get(item.id, changes.find_entry(known.entries, item.id))
+    if entry is None or changes.price_id(entry) != item.price:
+        return report
+    fields = changes.subscription_before(previous, known.fields)
+    former = read_item(entry, fields, "previous_attributes.items", services.window_size)
+    if former is None or former.start != item.start or former.counts_as(item):
+        return report
+    former = replace(former, end=item.end, counted_from=item.counted_from)
+    check = partial(losses.warn_of_former, former=former, services=services)
+    return replace(report, check=check)
 
 
 EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {

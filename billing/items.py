@@ -4,15 +4,19 @@ Objects go in as plain data. Times are UTC seconds since the epoch. Nothing is c
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from billing.stripe_api import Json
 from usage import METER, WINDOW_SECONDS, window_start_at
 
+MINUTE, HOUR = 60, 3_600
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
 STRIPE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+# In a subscription item's metadata: when it got its price, in UTC seconds, the newest last.
+COUNTED_FROM = "om_counted_from"
 UTC_TIME = "%Y-%m-%d %H:%M:%S +0000 UTC"
 
 
@@ -24,8 +28,10 @@ class InvalidSubscription(ValueError):
 class MeteredItem:
     """A subscription item to report, with one billing period [start, end) in UTC seconds.
 
-    `unrounded` has the boundaries that are not rounded down; `billing_meter` is the Billing Meter
-    behind the price, or None where usage records are billed.
+    From `counted_from` on Stripe bills this price on this item: its period's start, or the second
+    in it at which the item was added or got this price. `unrounded` has the boundaries that are
+    not rounded down. `billing_meter` is the one behind the price, or None where usage records are
+    billed.
     """
 
     id: str
@@ -38,37 +44,48 @@ class MeteredItem:
     window: int
     start: int
     end: int
+    counted_from: int
     unrounded: frozenset[int] = frozenset()
 
     @property
     def window_start(self) -> datetime:
-        """Return the period's start, rounded down to the window."""
-        return self._query_boundary(self.start)
+        """Return the second from which usage counts, rounded down to the window."""
+        return self._query_boundary(self.counted_from)
 
     @property
     def window_end(self) -> datetime:
         """Return the period's end, rounded down to the window."""
         return self._query_boundary(self.end)
 
+    def counts_as(self, other: "MeteredItem") -> bool:
+        """Say whether it counts the same usage as another in the same period."""
+        mine, others = (self.meter, self.subject), (other.meter, other.subject)
+        return mine == others and self.window == other.window
+
     def _query_boundary(self, boundary: int) -> datetime:
         return window_start_at(boundary, 1 if boundary in self.unrounded else self.window)
 
 
-def read_item(item: Json, subscription: Json, path: str, window_size: str) -> MeteredItem | None:
+def read_item(
+    item: Json,
+    subscription: Json,
+    path: str,
+    window_size: str,
+    period: tuple[int, int] | None = None,
+) -> MeteredItem | None:
     """Return what to report for an entry of `items.data`, or None where there is nothing to.
 
     `path` is the entry's place in the event, for errors; `window_size` holds unless the item
-    names another one. Raises InvalidSubscription.
+    names another one; `period` is one other than the running one. Raises InvalidSubscription.
     """
     price = require_object(item, "price", path)
-    recurring = price.get("recurring")
-    if not isinstance(recurring, Mapping) or recurring.get("usage_type") != "metered":
+    if not is_metered(price):
         return None
     meter = read_meter(item, price, path)
     if meter is None:
         return None
     window = read_window(item, price, path, window_size)
-    start, end = read_period(item, subscription, path)
+    start, end = period or read_period(item, subscription, path)
     customer = require_expandable_id(subscription, "customer")
     return MeteredItem(
         id=require_id(item, "id", path),
@@ -77,12 +94,12 @@ def read_item(item: Json, subscription: Json, path: str, window_size: str) -> Me
         customer=customer,
         subject=read_metadata(subscription, {}, "om_subject", "") or customer,
         meter=meter,
-        billing_meter=read_billing_meter(recurring, path),
+        billing_meter=read_billing_meter(price["recurring"], path),
         window=window,
         start=start,
         end=end,
-        unrounded=reset_anchor_boundary(subscription)
-        | unrounded_subscription_start(subscription, recurring),
+        counted_from=counting_start(item, subscription, start, end),
+        unrounded=unrounded_boundaries(item, subscription, start),
     )
 
 
@@ -132,125 +149,128 @@ def read_billing_meter(recurring: Json, path: str) -> str | None:
     return require_id(recurring, "meter", f"{path}.price.recurring")
 
 
-def reset_anchor_boundary(subscription: Json) -> frozenset[int]:
+def counting_start(item: Json, subscription: Json, start: int, end: int) -> int:
+    """Return the second in [start, end) from which Stripe bills an item's price on it.
+
+    An item that was added in mid-period, or got another price there, is billed from that second
+    (docs.stripe.com/billing/subscriptions/usage-based/manage-billing, "Update prices mid-cycle").
+    Only the event of a change tells its second; the item's metadata keeps it. An item that a
+    schedule made is some seconds younger than its first period.
+    """
+    seconds = [start, *(at for at in noted_seconds(item) if start <= at < end)]
+    added = added_at(item, subscription)
+    if added is not None and start + HOUR < added < end:
+        seconds.append(added)
+    return max(seconds)
+
+
+def added_at(item: Json, subscription: Json) -> int | None:
+    """Return when an item was added to its subscription; None if it was made with it.
+
+    A subscription's start is no measure of that, for it can be backdated.
+    """
+    created, began = item.get("created"), subscription.get("created")
+    if type(created) is not int or type(began) is not int or created <= began + MINUTE:
+        return None
+    return created
+
+
+def noted_seconds(item: Json) -> list[int]:
+    """Return when an item got another price, oldest first, as its metadata keeps it."""
+    metadata = item.get("metadata")
+    noted = metadata.get(COUNTED_FROM) if isinstance(metadata, Mapping) else None
+    found = re.findall(r"[0-9]{1,12}", noted) if isinstance(noted, str) else []
+    return sorted({int(second) for second in found})
+
+
+def unrounded_boundaries(item: Json, subscription: Json, start: int) -> frozenset[int]:
+    """Return the seconds at which a period of an item begins or ends as it stands.
+
+    A boundary is rounded down to a window only where two periods of the same item and price meet
+    at a natural renewal, so that both periods round the same second the same way. All others are
+    here: no period of this item follows, or Stripe has invoiced what was reported by then, or
+    usage on one side of them is free. Those of other periods do no harm.
+    """
+    exact = [
+        *reset_anchor(subscription),
+        *trial_boundaries(item),
+        *trial_boundaries(subscription),
+        *noted_seconds(item),
+        subscription.get("cancel_at"),
+        subscription.get("ended_at"),
+    ]
+    if subscription.get("cancel_at_period_end") is True:
+        exact.append(running_end(item, subscription))
+    added = added_at(item, subscription)
+    if added is not None:
+        exact.append(start if start <= added <= start + HOUR else added)
+    if is_billed_by_meter(item):
+        # Rounded down, a subscription's first period would bill again what the customer's last
+        # one was billed for to the second. A usage record's keeps the Go example's rounding.
+        exact.append(subscription.get("start_date"))
+    return frozenset(at for at in exact if type(at) is int)
+
+
+def reset_anchor(subscription: Json) -> list[int]:
     """Return the billing cycle anchor unless it is where the subscription began.
 
     A reset moves it to its own instant, and Stripe invoices at once what had been reported by
-    then: rounded down, the new period would bill a part of that again. A date given at the
-    start is one where both periods that meet there agree
+    then. A date given at the start is one where both periods that meet there agree
     (docs.stripe.com/billing/subscriptions/billing-cycle).
     """
     anchor, began = subscription.get("billing_cycle_anchor"), subscription.get("start_date")
-    if type(anchor) is int and type(began) is int and anchor != began:
-        return frozenset([anchor])
-    return frozenset()
+    moved = type(anchor) is int and type(began) is int and anchor != began
+    return [anchor] if moved else []  # type: ignore[list-item]
 
 
-def unrounded_subscription_start(subscription: Json, recurring: Json) -> frozenset[int]:
-    """Return where a subscription began, if a Billing Meter counts its usage.
+def trial_boundaries(holder: Json) -> list[int]:
+    """Return where the trial of a subscription, or of an item, begins and ends.
 
-    Rounded down, it would bill again what the customer's last one was billed for to the second.
+    One that begins with the subscription is no boundary between two periods
+    (docs.stripe.com/billing/subscriptions/trials).
     """
-    began = subscription.get("start_date")
-    by_meter = recurring.get("meter") is not None
-    return frozenset([began]) if by_meter and type(began) is int else frozenset()
+    trial = holder.get("current_trial")
+    if isinstance(trial, Mapping):
+        seconds = [trial.get("start_date"), trial.get("end_date")]
+    else:
+        seconds = [holder.get("trial_start"), holder.get("trial_end")]
+    return [at for at in seconds if type(at) is int and at != holder.get("start_date")]
 
 
-def find_closed_period(item: MeteredItem, previous: object) -> tuple[MeteredItem, bool] | None:
-    """Return an item with the period that ended where its running one starts, if one did.
+def is_free(item: Json, subscription: Json, start: int, end: int) -> bool:
+    """Say whether a period lies in a trial of the item or its subscription.
 
-    `previous` is an event's `previous_attributes`: a period has closed only if its start moved
-    forward, and it ends there whatever its scheduled end was. The flag says that it ended
-    early, by a reset, which Stripe has invoiced by now (docs.stripe.com/api/events/object).
+    Usage in a trial is free (docs.stripe.com/billing/subscriptions/trials).
     """
-    if not isinstance(previous, Mapping):
-        return None
-    old = previous_item(previous, item.id) or previous
-    start, scheduled_end = old.get("current_period_start"), old.get("current_period_end", item.end)
-    if type(start) is not int or type(scheduled_end) is not int or not 0 <= start < item.start:
-        return None
-    anchor = previous.get("billing_cycle_anchor")
-    unrounded = item.unrounded | ({anchor} if type(anchor) is int else set())
-    closed = replace(item, start=start, end=item.start, unrounded=unrounded)
-    return closed, item.start < scheduled_end
+    return is_in_trial(item, start, end) or is_in_trial(subscription, start, end)
 
 
-def previous_item(previous: Json, item_id: str) -> Json | None:
-    """Return the item of `previous_attributes.items`, where periods stand since basil."""
-    items = previous.get("items")
-    entries = items.get("data") if isinstance(items, Mapping) else None
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, Mapping) and entry.get("id") == item_id:
-            return entry
-    return None
+def is_in_trial(holder: Json, start: int, end: int) -> bool:
+    """Say whether a period lies in the trial of a subscription or item."""
+    trial = holder.get("current_trial")
+    if isinstance(trial, Mapping):
+        began, ends = trial.get("start_date"), trial.get("end_date")
+    else:
+        began, ends = holder.get("trial_start"), holder.get("trial_end")
+    return type(began) is int and type(ends) is int and began <= start and end <= ends
 
 
-def cut_at_end(item: MeteredItem, subscription: Json) -> MeteredItem:
-    """Return an item with the period that its subscription's end cut off.
-
-    No later period would bill what rounding leaves out, so the end is not rounded. Raises
-    InvalidSubscription.
-    """
-    ended_at = subscription.get("ended_at")
-    if type(ended_at) is not int or not item.start <= ended_at < LATEST_SECOND:
-        raise InvalidSubscription("ended_at is missing or is no time")
-    end = min(ended_at, item.end)
-    return replace(item, end=end, unrounded=item.unrounded | {end})
+def is_metered(price: Json) -> bool:
+    """Say whether a price is metered (docs.stripe.com/api/prices/object, recurring.usage_type)."""
+    recurring = price.get("recurring")
+    return isinstance(recurring, Mapping) and recurring.get("usage_type") == "metered"
 
 
-def invoiced_period(
-    item: MeteredItem, lines: list[Json], subscription: Json, resets: frozenset[int]
-) -> MeteredItem | None:
-    """Return an item with the closed period that an invoice's line bills, if one does.
-
-    `resets` has the UTC seconds at which resets ended periods. A line that reaches the end of
-    the running period of a subscription that has ended bills its last one, which the end cut off.
-    """
-    item = replace(item, unrounded=item.unrounded | resets)
-    periods = [line_period(line) for line in lines if line_item(line) == item.id]
-    closed = [replace(item, start=start, end=end) for start, end in filter(None, periods)]
-    if not closed:
-        return None
-    latest = max(closed, key=lambda found: found.end)
-    is_last = type(subscription.get("ended_at")) is int and latest.end >= item.end
-    return cut_at_end(latest, subscription) if is_last else latest
+def is_billed_by_meter(item: Json) -> bool:
+    """Say whether an item's price has a Billing Meter."""
+    price = item.get("price")
+    recurring = price.get("recurring") if isinstance(price, Mapping) else None
+    return isinstance(recurring, Mapping) and recurring.get("meter") is not None
 
 
-def line_period(line: Json) -> tuple[int, int] | None:
-    """Return start and end of the period that an invoice line bills, if it has one."""
-    period = line.get("period")
-    if not isinstance(period, Mapping):
-        return None
-    start, end = period.get("start"), period.get("end")
-    if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
-        return start, end
-    return None
-
-
-def line_price(line: Json) -> object:
-    """Return the id of an invoice line's price, which since basil stands in its pricing.
-
-    (docs.stripe.com/changelog/basil/2025-03-31/invoice-line-item-pricing)
-    """
-    pricing = line.get("pricing")
-    details = pricing.get("price_details") if isinstance(pricing, Mapping) else None
-    price = (details if isinstance(details, Mapping) else line).get("price")
-    return price.get("id") if isinstance(price, Mapping) else price
-
-
-def line_item(line: Json) -> object:
-    """Return the subscription item of an invoice line, which since basil stands in its parent."""
-    parent = line.get("parent")
-    details = parent.get("subscription_item_details") if isinstance(parent, Mapping) else None
-    return (details if isinstance(details, Mapping) else line).get("subscription_item")
-
-
-def invoice_subscription_id(invoice: Json) -> str:
-    """Return the id of the subscription that an invoice is of. Raises InvalidSubscription."""
-    parent = invoice.get("parent")
-    details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
-    holder = details if isinstance(details, Mapping) else invoice
-    return require_expandable_id(holder, "subscription")
+def running_end(item: Json, subscription: Json) -> object:
+    """Return the end of an item's running period, if it says one."""
+    return item.get("current_period_end", subscription.get("current_period_end"))
 
 
 def field_path(path: str, name: str) -> str:
@@ -307,9 +327,18 @@ def is_utf8_text(value: object) -> bool:
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
+def utc_text(second: int) -> str:
+    """Return a UTC second for a person."""
+    return datetime.fromtimestamp(second, UTC).strftime(UTC_TIME)
+
+
 def period_name(item: MeteredItem) -> str:
     """Return the item's period and subscription, for a person."""
-    start, end = (
-        datetime.fromtimestamp(at, UTC).strftime(UTC_TIME) for at in (item.start, item.end)
-    )
+    start, end = utc_text(item.counted_from), utc_text(item.end)
     return f"the period from {start} to {end} of {item.subscription}"
+
+
+def overlap(items: Iterable[MeteredItem]) -> bool:
+    """Say whether the periods of some items, in any order, overlap."""
+    periods = sorted((item.counted_from, item.end) for item in items)
+    return any(after[0] < before[1] for before, after in pairwise(periods))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from threading import BoundedSemaphore, Lock
@@ -21,14 +22,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+import usage
 from billing import stripe_api, ways
-from billing.events import (
-    closed_reports_for_invoice,
-    is_renewal_draft,
-    read_reportable_items,
-    refetch_subscription_as_of,
-)
-from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem
+from billing.events import invoice_reports
+from billing.invoices import invoice_subscription_id, is_of_subscription
+from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem, overlap
 from billing.reports import (
     Outcome,
     PendingReport,
@@ -39,23 +37,34 @@ from billing.reports import (
     report_in_order,
 )
 from billing.stripe_api import Json, Page, ReportFailed, ReportRefused
+from billing.subscriptions import (
+    RUNNING,
+    Subscription,
+    fail_items_that_overwrite,
+    fetch_all_entries,
+    fetch_current,
+    read_current_items,
+    warn_of_double_billing,
+)
 from service.transport import MAX_CONNECTIONS
 
-BILLABLE = ("active", "trialing", "past_due", "unpaid")
 # Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
 TEST_RATE, LIVE_RATE = 20, 80
 # A run can wait longer than a delivery while Stripe is busy.
 BUSY_SECONDS = 60
 # The longest that a draft stays one (docs.stripe.com/invoicing/integration/workflow-transitions).
 DRAFT_SECONDS = 72 * 3_600
+# How long ago somebody must have had usage in a meter, for nobody's to be believed.
+USED_DAYS = 35
 FAILED, DIFFERENT, INTERRUPTED = 1, 3, 130
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One period of an item in OpenMeter and in Stripe, None where Stripe's is unknown.
+    """One period of an item in OpenMeter and in Stripe.
 
-    The difference is what a report would add to the value that Stripe holds.
+    None stands for no rows in OpenMeter, and for what Stripe's summaries cannot tell. The
+    difference is what a report would add to the value that Stripe holds.
     """
 
     subscription: str
@@ -63,7 +72,7 @@ class Comparison:
     meter: str
     subject: str
     period: str
-    openmeter: Decimal
+    openmeter: Decimal | None
     stripe: Decimal | None
     difference: Decimal | None
 
@@ -79,41 +88,50 @@ class Run:
     tick: Callable[[int], object] = lambda _: None
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
-    owners: dict[tuple[str, str], str] = field(default_factory=dict)
+    owners: dict[tuple[str, str], MeteredItem] = field(default_factory=dict)
+    counting: dict[tuple[str, str], list[MeteredItem]] = field(default_factory=dict)
+    meters_in_use: dict[str, bool] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
+    meters_lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self.services = replace(self.services, trust_no_rows=self.trust_no_rows)
 
     def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""
         outcome, compared, reports = Outcome(), list[Comparison](), list[PendingReport]()
         with outcome.record_errors(str(subscription["id"])):
-            try:
-                reports = self.due_reports(subscription, as_of, outcome)
-            except InvalidSubscription as error:
-                outcome.fail(str(subscription["id"]), str(error))
+            reports = self.due_reports(subscription, as_of, outcome)
         if self.dry:
             for report in reports:
-                with outcome.record_errors(report.item.id):
-                    compared.append(compare(report, self.services))
+                if report.writes:
+                    with outcome.record_errors(report.item.id):
+                        compared.append(compare(report, self.services))
         else:
             outcome.add(report_in_order(reports, self.services))
         self.note(len({report.item.id for report in reports}), outcome, compared)
 
     def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[PendingReport]:
-        """Return what to report: the periods that drafts still bill, then the running ones."""
-        if subscription.get("test_clock"):
-            subscription, as_of = refetch_subscription_as_of(subscription, self.services)
-        items = read_reportable_items(subscription, self.services, outcome)
-        items = [item for item in items if self.claim_billing_meter(item, outcome)]
+        """Return what to report: the periods that drafts still bill, then the running ones.
+
+        Raises ReportRefused or ReportFailed.
+        """
+        current = as_listed(subscription, as_of, self.services)
+        items = read_current_items(current, self.services, outcome) if current.is_running else []
+        kept = fail_items_that_overwrite(items, outcome)
+        kept = [item for item in kept if self.claim_billing_meter(item, outcome)]
+        for item in kept:
+            self.warn_of_double_billing(item, outcome)
+        refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
-        if any(item.billing_meter for item in items):
-            for invoice in renewal_draft_invoices(subscription, as_of, self.services):
-                closed += closed_reports_for_invoice(
-                    invoice, subscription, items, self.services, outcome
-                )
-        return closed + [PendingReport(item, as_of) for item in items]
+        for invoice in draft_invoices(current, self.services):
+            closed += invoice_reports(invoice, current, {}, self.services, outcome)
+        return [report for report in closed if report.item.id not in refused] + [
+            PendingReport(item, current.as_of) for item in kept
+        ]
 
     def claim_billing_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
-        """Take an item's Billing Meter for it; fail it if another of its customer has that meter.
+        """Take an item's Billing Meter for it; fail it if another one sends that other totals.
 
         A run over some subscriptions reads the customer's others from Stripe first.
         """
@@ -122,19 +140,55 @@ class Run:
         if self.only_some:
             self.claim_meters_of_other_items(item)
         with self.lock:
-            owner = self.owners.setdefault((item.customer, item.billing_meter), item.id)
-        if owner != item.id:
-            reason = f"would overwrite each other's totals on Billing Meter {item.billing_meter}"
-            outcome.fail(f"{owner} and {item.id}", f"{reason}, which counts per customer")
-        return owner == item.id
+            owner = self.owners.setdefault((item.customer, item.billing_meter), item)
+        if fail_items_that_overwrite([owner, item], outcome):
+            return True
+        return owner.id == item.id
 
     def claim_meters_of_other_items(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
-        for subscription, _ in iter_billable_subscriptions(self.services, customer=item.customer):
-            for other in read_reportable_items(subscription, self.services, Outcome()):
+        found = iter_billable_subscriptions(self.services, customer=item.customer)
+        for subscription, as_of in found:
+            other_items = read_current_items(
+                as_listed(subscription, as_of, self.services), self.services, Outcome()
+            )
+            for other in other_items:
                 if other.id != item.id and other.billing_meter:
                     with self.lock:
-                        self.owners.setdefault((other.customer, other.billing_meter), other.id)
+                        self.owners.setdefault((other.customer, other.billing_meter), other)
+
+    def warn_of_double_billing(self, item: MeteredItem, outcome: Outcome) -> None:
+        """Warn of an item that bills the same usage as one before it in this run."""
+        with self.lock:
+            alike = self.counting.setdefault((item.meter, item.subject), [])
+            others = [other for other in alike if overlap([other, item])]
+            alike.append(item)
+        for other in others:
+            warn_of_double_billing([other, item], outcome)
+
+    def trust_no_rows(self, report: PendingReport) -> bool:
+        """Say whether no rows are no usage: whether anybody had some in that meter of late.
+
+        An OpenMeter that is empty, or the wrong one, would otherwise set everybody to 0.
+        """
+        meter = report.item.meter
+        with self.meters_lock:
+            if meter not in self.meters_in_use:
+                self.meters_in_use[meter] = has_usage(meter, report.as_of, self.services)
+                if not self.meters_in_use[meter]:
+                    self.warn_of_empty_meter(meter)
+            return self.meters_in_use[meter]
+
+    def warn_of_empty_meter(self, meter: str) -> None:
+        """Warn that no zeros of a meter are written."""
+        outcome = Outcome()
+        reason = f"nobody had usage in it in the last {USED_DAYS} days, so no item without usage"
+        cure = "is OPENMETER_URL right, and OpenMeter complete?"
+        outcome.warn(f"meter {meter}", f"{reason} was reported as 0: {cure}", "empty meter")
+        with self.lock:
+            self.counts["warnings"] += 1
+            self.counts["empty"] += 1
+            self.show(outcome.warnings[0])
 
     def note(self, items: int, outcome: Outcome, compared: list[Comparison]) -> None:
         """Count and show what became of a subscription."""
@@ -162,7 +216,7 @@ class Run:
 
     def exit_status(self) -> int:
         """Return the exit status."""
-        if self.counts["failed"]:
+        if self.counts["failed"] or self.counts["empty"]:
             return FAILED
         return DIFFERENT if self.counts["different"] else 0
 
@@ -177,9 +231,11 @@ class Run:
 def compare(report: PendingReport, services: Services) -> Comparison:
     """Return both services' values for a period. Raises ReportRefused or ReportFailed."""
     item = report.item
-    total = measure(services, item) or Decimal(0)
+    found = measure(services, item)
+    total = max(found or Decimal(0), Decimal(0))
     value = ways.rounded_value(services.stripe, item, total)
     held = ways.fetch_held_value(services.stripe, item, report.as_of)
+    is_written = found is not None or services.trust_no_rows(report)
     fields = report_fields(item, total)
     return Comparison(
         item.subscription,
@@ -187,28 +243,52 @@ def compare(report: PendingReport, services: Services) -> Comparison:
         item.meter,
         item.subject,
         f"{fields['from']} - {fields['to']}".replace(" +0000 UTC", ""),
-        total.normalize(),
+        None if found is None else found.normalize(),
         None if held is None else held.normalize(),
-        None if held is None else (value - held).normalize(),
+        None if held is None else (value - held).normalize() * is_written,
     )
 
 
-def renewal_draft_invoices(subscription: Json, as_of: int, services: Services) -> list[Json]:
-    """Return the drafts of a subscription's renewals, as a rule without asking Stripe again.
+def has_usage(meter: str, as_of: int, services: Services) -> bool:
+    """Say whether anybody had usage in a meter in the days before a UTC second.
 
-    Its latest invoice comes with it. An older one can still be a draft only if another invoice
-    followed within the time that a draft lasts.
+    Raises ReportFailed.
     """
-    latest = subscription.get("latest_invoice")
-    if isinstance(latest, Mapping):
-        if latest.get("created", 0) < as_of - DRAFT_SECONDS:
-            return []
-        is_renewal = latest.get("billing_reason") == "subscription_cycle"
-        length = latest.get("period_end", 0) - latest.get("period_start", 0)
-        if is_renewal and length > DRAFT_SECONDS:
-            return [latest] if is_renewal_draft(latest) else []
-    found = stripe_api.list_draft_invoices(services.stripe, str(subscription["id"]))
-    return [invoice for invoice in reversed(found) if is_renewal_draft(invoice)]
+    end = datetime.fromtimestamp(as_of, UTC)
+    start = end - timedelta(days=USED_DAYS)
+    try:
+        return bool(usage.total(services.openmeter, meter, None, start, end))
+    except usage.QueryFailed as error:
+        raise ReportFailed(str(error)) from error
+
+
+def as_listed(subscription: Json, as_of: int, services: Services) -> Subscription:
+    """Return a listed subscription with all of its items; one on a test clock is read again.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    if subscription.get("test_clock"):
+        return fetch_current(str(subscription["id"]), services)
+    try:
+        return Subscription(subscription, fetch_all_entries(subscription, services), as_of)
+    except InvalidSubscription as error:
+        raise ReportFailed(str(error)) from error
+
+
+def draft_invoices(subscription: Subscription, services: Services) -> list[Json]:
+    """Return a subscription's drafts, oldest first, as a rule without asking Stripe again.
+
+    Its latest invoice comes with it: if that is older than a draft can be, there is none. Raises
+    ReportRefused or ReportFailed.
+    """
+    latest = subscription.fields.get("latest_invoice")
+    if (
+        isinstance(latest, Mapping)
+        and latest.get("created", 0) < subscription.as_of - DRAFT_SECONDS
+    ):
+        return []
+    found = stripe_api.list_draft_invoices(services.stripe, str(subscription.fields["id"]))
+    return found[::-1]
 
 
 def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[tuple[Json, int]]:
@@ -229,25 +309,56 @@ def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[
             page, as_of = coming.result()
             coming = reader.submit(read_page, page.entries[-1]["id"]) if page.has_more else None
             for subscription in page.entries:
-                if subscription.get("status") in BILLABLE:
+                if subscription.get("status") in RUNNING:
                     yield subscription, as_of
+
+
+def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Json, int]]:
+    """Yield subscriptions that are over, but whose last invoice is still a draft.
+
+    `seen` has those of which the run knows that they are not over. Raises ReportRefused or
+    ReportFailed.
+    """
+    as_of = int(time.time())
+    for invoice in stripe_api.list_recent_drafts(services.stripe, as_of - DRAFT_SECONDS):
+        if not is_of_subscription(invoice):
+            continue
+        subscription_id = invoice_subscription_id(invoice)
+        if subscription_id not in seen:
+            seen.add(subscription_id)
+            yield stripe_api.fetch_subscription(services.stripe, subscription_id), as_of
+
+
+def iter_all_subscriptions(services: Services) -> Iterator[tuple[Json, int]]:
+    """Yield all subscriptions that can still be billed. Raises ReportRefused or ReportFailed."""
+    seen = set[str]()
+    for subscription, as_of in iter_billable_subscriptions(services):
+        seen.add(str(subscription["id"]))
+        yield subscription, as_of
+    yield from iter_recently_ended(services, seen)
 
 
 def iter_billable_subscriptions_by_id(
     services: Services, ids: list[str], run: Run
 ) -> Iterator[tuple[Json, int]]:
-    """Yield the subscriptions of these ids with the second of reading; fail those that are over."""
+    """Yield the subscriptions of these ids with the second of reading; fail those that are over.
+
+    One is over when it has ended and none of its invoices is a draft any more.
+    """
     for subscription_id in ids:
         as_of = int(time.time())
         try:
             found = stripe_api.fetch_subscription(services.stripe, subscription_id)
+            is_over = found.get("status") not in RUNNING and not stripe_api.list_draft_invoices(
+                services.stripe, subscription_id
+            )
         except (ReportRefused, ReportFailed) as error:
             run.fail(subscription_id, str(error))
             continue
-        if found.get("status") in BILLABLE:
-            yield found, as_of
-        else:
+        if is_over:
             run.fail(subscription_id, f"is {found.get('status')}: nothing more can be billed")
+        else:
+            yield found, as_of
 
 
 class WorkPool:
@@ -290,7 +401,7 @@ def run_to_exit_status(run: Run, ids: list[str], workers: int) -> int:
     source = (
         iter_billable_subscriptions_by_id(services, ids, run)
         if ids
-        else iter_billable_subscriptions(services)
+        else iter_all_subscriptions(services)
     )
     with pool.threads:
         try:
@@ -334,8 +445,13 @@ def plain_decimal(value: object) -> object:
 
 
 def comparison_table(rows: list[Mapping[str, Any]]) -> str:
-    """Return comparisons as a table; `?` stands for what Stripe's summaries cannot tell."""
+    """Return comparisons as a table.
+
+    `-` stands for no rows in OpenMeter, `?` for what Stripe's summaries cannot tell.
+    """
     cells = [{name: plain_decimal(value) for name, value in row.items()} for row in rows]
+    for row in cells:
+        row["openmeter"] = row["openmeter"] or "-"
     cells.sort(key=lambda row: (row["subscription"], row["item"], row["period"]))
     text = str(tabulate(cells, headers="keys", disable_numparse=True, missingval="?"))
     return "\n".join(line.rstrip() for line in text.splitlines())

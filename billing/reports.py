@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -24,25 +24,31 @@ log = logging.getLogger("app")
 
 @dataclass(frozen=True)
 class Services:
-    """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads."""
+    """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
+
+    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage.
+    """
 
     openmeter: openmeter.Client
     stripe: StripeConnection
     window_size: str
     pool: Executor
     is_live: bool
+    trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
 class PendingReport:
     """One period of an item to report, and the UTC second of which it is known to be so.
 
-    `reset` says that a reset ended the period early.
+    Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
+    would be told it, and the outcome, and warns.
     """
 
     item: MeteredItem
     as_of: int
-    reset: bool = False
+    writes: bool = True
+    check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,22 +176,48 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
     """Report one period of an item. Raises ReportRefused or ReportFailed."""
     began, item = time.monotonic(), report.item
     found = measure(services, item)
-    total = found or Decimal(0)
+    if found is None and report.writes and not services.trust_no_rows(report):
+        outcome.skipped.append(item.id)
+        return
+    total = billable_total(item, found, outcome)
+    if report.writes:
+        write(report, total, services, outcome, began)
+        if found is None:
+            reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+            outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
+    if report.check:
+        report.check(item, ways.rounded_value(services.stripe, item, total), outcome)
+
+
+def billable_total(item: MeteredItem, found: Decimal | None, outcome: Outcome) -> Decimal:
+    """Return a total as it can be billed: no rows are 0, and so is one that fell below it.
+
+    Stripe bills a negative total as 0, too
+    (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+    """
+    if found is not None and found < 0:
+        reason = f"the total {found:f} in {period_name(item)} is below zero"
+        outcome.warn(item.id, f"{reason}, and was taken as 0", "below zero")
+        return Decimal(0)
+    return found or Decimal(0)
+
+
+def write(
+    report: PendingReport, total: Decimal, services: Services, outcome: Outcome, began: float
+) -> None:
+    """Tell Stripe a total, and log it; `began` is the monotonic second at which this began.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    item = report.item
     if not item.billing_meter:
         wait_for_first_second(item)
     sent = ways.report_total(services.stripe, item, total, report.as_of)
-    if found is None:
-        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
     fields = report_fields(item, total)
     line = ", ".join(f"{name}: {value}" for name, value in fields.items())
     taken = {"total": f"{total:f}", "milliseconds": milliseconds_since(began)}
     log.info(line, extra={"item": item.id, "outcome": "reported", **taken})
     outcome.reported.append({"item": item.id, "quantity": sent, **fields})
-    if report.reset:
-        reason = f"a reset ended {period_name(item)}, invoiced with what had been reported"
-        rest = f"its total is {total:f}, and the rest may be on no invoice"
-        outcome.warn(item.id, f"{reason} by then; {rest}", "reset")
 
 
 def milliseconds_since(began: float) -> float:

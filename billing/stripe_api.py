@@ -1,6 +1,6 @@
 """Calls to Stripe and pages of its lists, as plain data, and what a refusal means."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
 from typing import Any, NamedTuple
@@ -83,6 +83,19 @@ def fetch_subscription(account: StripeConnection, subscription_id: str) -> Json:
     return fetch_object(account, "subscription", f"/v1/subscriptions/{subscription_id}")
 
 
+def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
+    """Read an invoice as it is now. Raises ReportRefused or ReportFailed."""
+    return fetch_object(account, "invoice", f"/v1/invoices/{invoice_id}")
+
+
+def set_item_metadata(account: StripeConnection, item_id: str, key: str, value: str) -> None:
+    """Write a key of a subscription item's metadata. Raises ReportRefused or ReportFailed."""
+    path = f"/v1/subscription_items/{item_id}"
+    item = call(account, "post", path, metadata={key: value})
+    if item.get("object") != "subscription_item":
+        raise ReportFailed("Stripe's answer is no subscription item")
+
+
 def fetch_object(account: StripeConnection, kind: str, path: str) -> Json:
     """Read an object and see that it is one of its kind. Raises ReportRefused or ReportFailed."""
     found = call(account, "get", path)
@@ -122,6 +135,22 @@ def list_invoice_lines(account: StripeConnection, invoice_id: str) -> list[Json]
 def list_draft_invoices(account: StripeConnection, subscription_id: str) -> list[Json]:
     """Read the drafts among a subscription's invoices. Raises ReportRefused or ReportFailed."""
     return list_all(account, "/v1/invoices", subscription=subscription_id, status="draft")
+
+
+def list_recent_drafts(account: StripeConnection, since: int) -> Iterator[Json]:
+    """Yield all drafts that were created since a UTC second.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    after: str | None = None
+    while True:
+        page = list_page(
+            account, "/v1/invoices", after, status="draft", created={"gte": str(since)}
+        )
+        yield from page.entries
+        if not page.has_more:
+            return
+        after = str(page.entries[-1]["id"])
 
 
 def list_subscriptions_with_latest_invoice(

@@ -69,7 +69,7 @@ def send_meter_event(
     The meter bills the last value of a period. Raises ReportRefused or ReportFailed
     (docs.stripe.com/api/billing/meter-event/create).
     """
-    if item.end - item.start <= 1:
+    if item.end - item.counted_from <= 1:
         raise ReportRefused("the billing period is too short to hold a meter event")
     meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     value = meter_value(total)
@@ -156,7 +156,7 @@ def event_timestamp(item: MeteredItem, as_of: int) -> int:
     """
     if as_of >= item.end:
         return item.end - 1
-    return max(item.start + 1, min(as_of, item.end - 2))
+    return max(item.counted_from + 1, min(as_of, item.end - 2))
 
 
 def meter_value(total: Decimal) -> str:

@@ -25,7 +25,10 @@ LABELS = {
     "deliveries": ("reported", "ignored", "failed", "invalid", NOT_GENUINE, "error"),
     "reports": ("reported", "failed", "refused"),
     "ways": ("usage record", "meter event"),
-    "warnings": ("no rows", "closed", "refused", "reset", "changed"),
+    "warnings": (
+        "no rows", "closed", "refused", "reset", "changed", "below zero", "billed twice",
+        "empty meter",
+    ),  # fmt: skip
 }
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 

@@ -1,0 +1,190 @@
+"""What an update changed, read from an event's `previous_attributes`; nothing is called here.
+
+`previous_attributes.items.data` has the whole items as they were, if anything changed in them
+(docs.stripe.com/api/events/object). Since 2025-03-31.basil each has its period; before, periods
+stand on the subscription. Times are UTC seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from billing.items import LATEST_SECOND, is_billed_by_meter, is_metered
+from billing.stripe_api import Json
+
+PERIOD = ("current_period_start", "current_period_end")
+
+
+@dataclass(frozen=True)
+class EndedPeriod:
+    """A period [start, end) of an item that an update ended.
+
+    `before` is the item as it was, whole; `after` as it is, or None if it was removed. It ended by
+    a renewal, a reset of the billing cycle, a change of the item in mid-period, or the end of its
+    subscription.
+    """
+
+    before: Json
+    after: Json | None
+    start: int
+    end: int
+    by: Literal["renewal", "reset", "change", "end"]
+
+    @property
+    def goes_on(self) -> bool:
+        """Say whether the same item goes on with the same price from a renewal."""
+        same = self.after is not None and price_id(self.before) == price_id(self.after)
+        return same and self.by == "renewal"
+
+    @property
+    def goes_over(self) -> bool:
+        """Say whether its usage goes over to another price: both are without a meter.
+
+        (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
+        """
+        both = (self.before, self.after or {})
+        return all(has_metered_price(item) and not is_billed_by_meter(item) for item in both)
+
+    @property
+    def began_price(self) -> bool:
+        """Say whether another price of the item is billed from its end on."""
+        if self.after is None or price_id(self.before) == price_id(self.after):
+            return False
+        return has_metered_price(self.after) and not self.goes_over
+
+
+def price_id(item: Json) -> object:
+    """Return the id of an item's price."""
+    price = item.get("price")
+    return price.get("id") if isinstance(price, Mapping) else None
+
+
+def has_metered_price(item: Json) -> bool:
+    """Say whether an item's price is metered."""
+    price = item.get("price")
+    return isinstance(price, Mapping) and is_metered(price)
+
+
+def previous_entries(previous: Json) -> dict[str, Json]:
+    """Return the whole items before an update, by id; none if it changed nothing in them."""
+    items = previous.get("items")
+    data = items.get("data") if isinstance(items, Mapping) else None
+    entries = data if isinstance(data, list) else []
+    return {
+        entry["id"]: entry
+        for entry in entries
+        if isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
+    }
+
+
+def ended_periods(
+    previous: Json, subscription: Json, entries: list[Json], instant: int
+) -> list[EndedPeriod]:
+    """Return the periods of a subscription's items that an update at a UTC second ended.
+
+    `entries` has all items after it. An item without a second of its own period is left out.
+    """
+    before = previous_entries(previous)
+    after = {str(entry.get("id")): entry for entry in entries}
+    found = [
+        end_of_kept_item(before.get(item, entry), entry, previous, subscription, instant)
+        for item, entry in after.items()
+        if item in before or not before
+    ]
+    found += [
+        end_of_removed_item(entry, previous, subscription, instant)
+        for item, entry in before.items()
+        if item not in after
+    ]
+    return [period for period in found if period and period.start < period.end]
+
+
+def end_of_kept_item(
+    before: Json, after: Json, previous: Json, subscription: Json, instant: int
+) -> EndedPeriod | None:
+    """Return the period of an item that an update ended, if it did, where the item is still there.
+
+    A period rolled over only if its start moved forward, and ended there, whatever its scheduled
+    end was. Whether the start of an item moves, too, when only its price changes, is unknown; its
+    end stays.
+    """
+    start, scheduled_end = period_before(before, previous, subscription)
+    begins, ends = period_now(after, subscription)
+    if start is None or scheduled_end is None or begins is None:
+        return None
+    has_other_price = price_id(before) != price_id(after)
+    if has_other_price and ends == scheduled_end:
+        moved = begins if begins > start else instant
+        return EndedPeriod(before, after, start, min(moved, scheduled_end), "change")
+    if begins > start:
+        by_reset = begins < scheduled_end
+        return EndedPeriod(before, after, start, begins, "reset" if by_reset else "renewal")
+    return None
+
+
+def end_of_removed_item(
+    before: Json, previous: Json, subscription: Json, instant: int
+) -> EndedPeriod | None:
+    """Return the period of a removed item: until its end, a reset, or the second of the update."""
+    start, scheduled_end = period_before(before, previous, subscription)
+    if start is None or scheduled_end is None:
+        return None
+    if scheduled_end <= instant:
+        return EndedPeriod(before, None, start, scheduled_end, "renewal")
+    anchor = subscription.get("billing_cycle_anchor")
+    if "billing_cycle_anchor" in previous and type(anchor) is int and start < anchor <= instant:
+        return EndedPeriod(before, None, start, anchor, "reset")
+    return EndedPeriod(before, None, start, instant, "change")
+
+
+def period_before(before: Json, previous: Json, subscription: Json) -> tuple[int | None, ...]:
+    """Return start and end of an item's period before an update, as far as they are known."""
+    holders = (before, previous, subscription)
+    return tuple(second(first_given(holders, name)) for name in PERIOD)
+
+
+def period_now(after: Json, subscription: Json) -> tuple[int | None, ...]:
+    """Return start and end of an item's running period, as far as they are known."""
+    return tuple(second(first_given((after, subscription), name)) for name in PERIOD)
+
+
+def first_given(holders: tuple[Json, ...], name: str) -> object:
+    """Return a field of the first object that has it."""
+    return next((holder[name] for holder in holders if holder.get(name) is not None), None)
+
+
+def second(value: object) -> int | None:
+    """Return a UTC second, if a value is one."""
+    return value if type(value) is int and 0 <= value < LATEST_SECOND else None
+
+
+def added_seconds(previous: Json, entries: list[Json]) -> list[int]:
+    """Return when Stripe made the items that an update added: the second of the update."""
+    before = previous_entries(previous)
+    created = [entry.get("created") for entry in entries if entry.get("id") not in before]
+    return [at for at in created if type(at) is int] if before else []
+
+
+def have_one_interval(entries: list[Json]) -> bool:
+    """Say whether the items are billed in the same interval, and so have the same periods."""
+    intervals = set()
+    for entry in entries:
+        price = entry.get("price")
+        recurring = price.get("recurring") if isinstance(price, Mapping) else None
+        if isinstance(recurring, Mapping):
+            intervals.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
+    return len(intervals) <= 1
+
+
+def subscription_before(previous: Json, subscription: Json) -> Json:
+    """Return a subscription with the metadata that it had before an update."""
+    changed = previous.get("metadata")
+    metadata = subscription.get("metadata")
+    if not isinstance(changed, Mapping) or not isinstance(metadata, Mapping):
+        return subscription
+    return {**subscription, "metadata": {**metadata, **changed}}
+
+
+def find_entry(entries: list[Json], item: str) -> Json | None:
+    """Return the item with an id, if it is among them."""
+    return next((entry for entry in entries if entry.get("id") == item), None)

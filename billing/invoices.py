@@ -1,0 +1,303 @@
+"""An invoice's lines: what they bill of metered usage, in which periods.
+
+A closed period is what an invoice's line says: item, price, period and quantity. No other object
+of Stripe's says it (docs.stripe.com/api/invoice-line-item/object). Times are UTC seconds.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
+
+from billing import stripe_api
+from billing.items import (
+    LATEST_SECOND,
+    InvalidSubscription,
+    MeteredItem,
+    is_free,
+    is_metered,
+    noted_seconds,
+    read_item,
+    require_expandable_id,
+    require_id,
+    reset_anchor,
+)
+from billing.stripe_api import Json, StripeConnection
+
+DAY = 86_400
+SHORTEST_INTERVAL = {"day": DAY, "week": 7 * DAY, "month": 28 * DAY, "year": 365 * DAY}
+# How many digits a currency's minor unit has, where it is not two (docs.stripe.com/currencies).
+NO_DIGITS = (
+    "BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "UGX", "VND", "VUV",
+    "XAF", "XOF", "XPF",
+)  # fmt: skip
+THREE_DIGITS = ("BHD", "JOD", "KWD", "OMR", "TND")
+MINOR_DIGITS = dict.fromkeys(NO_DIGITS, 0) | dict.fromkeys(THREE_DIGITS, 3)
+
+
+class LineKey(NamedTuple):
+    """What the lines of one item's tiers share."""
+
+    item: str
+    price: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class InvoicedPeriod:
+    """What an invoice bills of one metered item and price in one period.
+
+    `units` is the sum over its lines, of which tiers give several. `unit_amount` is in the
+    currency's minor unit, or None where the price has no single one. With `is_fixed`, what is
+    reported from now on changes `units` no more.
+    """
+
+    item: MeteredItem
+    invoice: str
+    units: Decimal
+    unit_amount: Decimal | None
+    currency: str
+    is_draft: bool
+    is_fixed: bool
+
+    def difference_text(self, metered: Decimal) -> str | None:
+        """Say how many metered units the invoice does not bill, or bills too many; None if none.
+
+        A quantity without decimals, as older API versions have it, is compared without them.
+        """
+        missing = metered - self.units
+        if missing == 0 or (self.units == int(self.units) and int(metered) == self.units):
+            return None
+        word = "not billed" if missing > 0 else "billed too many"
+        units = f"{plain(metered)} metered, {plain(self.units)} on invoice {self.invoice}"
+        return f"{units}: {plain(abs(missing))} units{self.money_text(abs(missing))} {word}"
+
+    def money_text(self, units: Decimal) -> str:
+        """Return what units cost, in brackets, if the price has one amount for each."""
+        if self.unit_amount is None:
+            return ""
+        currency = self.currency.upper()
+        digits = MINOR_DIGITS.get(currency, 2)
+        amount = (units * self.unit_amount).scaleb(-digits)
+        rounded = round(amount, digits)
+        return f" ({rounded if rounded == amount else plain(amount)} {currency})"
+
+
+class InvoicedPeriods(NamedTuple):
+    """What an invoice bills, and the lines of items that are gone, whose meter nothing names."""
+
+    periods: list[InvoicedPeriod]
+    unknown: list[LineKey]
+
+
+def plain(number: Decimal) -> str:
+    """Return a number in plain digits without zeros at its end."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def fetch_invoiced_periods(
+    invoice: Json,
+    subscription: Json,
+    entries: Mapping[str, Json],
+    account: StripeConnection,
+    window_size: str,
+) -> InvoicedPeriods:
+    """Return what an invoice bills of a subscription's metered items.
+
+    `entries` has the subscription's items as they were when the period ended, or are now, by id;
+    a line whose item is gone, or has another price, is read with the line's price. Usage in a
+    trial is free, and not among them. Raises InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    lines = fetch_all_lines(invoice, account)
+    resets = fetch_resets_if_anchor_moved(subscription, invoice, account)
+    prices: dict[str, Json] = {}
+    found: list[InvoicedPeriod] = []
+    unknown: list[LineKey] = []
+    for key, units in billed_units(lines).items():
+        entry = entries.get(key.item, {"id": key.item})
+        price = price_of_line(key.price, entry, prices, account)
+        item = read_item(
+            {**entry, "price": price},
+            subscription,
+            f"the item {key.item} of invoice {invoice.get('id')}",
+            window_size,
+            (key.start, key.end),
+        )
+        if item is None and key.item not in entries and is_metered(price):
+            unknown.append(key)
+        if item is None or is_free(entry, subscription, key.start, key.end):
+            continue
+        exact = resets if goes_on(key, entries.get(key.item)) else resets | {key.end}
+        item = replace(item, unrounded=item.unrounded | exact)
+        found.append(
+            InvoicedPeriod(
+                item=item,
+                invoice=require_id(invoice, "id", ""),
+                units=units,
+                unit_amount=unit_amount(price),
+                currency=str(price.get("currency", "")),
+                is_draft=invoice.get("status") == "draft",
+                is_fixed=is_fixed(invoice, item, price, entry),
+            )
+        )
+    return InvoicedPeriods(found, unknown)
+
+
+def billed_units(lines: list[Json]) -> dict[LineKey, Decimal]:
+    """Return the units that the lines of subscription items bill, by item, price and period.
+
+    One-off items, prorations and credits are none of these.
+    """
+    units: dict[LineKey, Decimal] = defaultdict(Decimal)
+    for line in lines:
+        item, price, period = line_item(line), line_price(line), line_period(line)
+        if isinstance(item, str) and isinstance(price, str) and period:
+            units[LineKey(item, price, *period)] += line_quantity(line)
+    return dict(units)
+
+
+def price_of_line(
+    price_id: str, entry: Json, known: dict[str, Json], account: StripeConnection
+) -> Json:
+    """Return a line's price: the one of its item, or else as Stripe has it, read once.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    price = entry.get("price")
+    if isinstance(price, Mapping) and price.get("id") == price_id:
+        return price
+    if price_id not in known:
+        known[price_id] = stripe_api.fetch_object(account, "price", f"/v1/prices/{price_id}")
+    return known[price_id]
+
+
+def goes_on(key: LineKey, entry: Json | None) -> bool:
+    """Say whether a line's item is there with the line's price, so that another period follows."""
+    price = entry.get("price") if entry else None
+    return isinstance(price, Mapping) and price.get("id") == key.price
+
+
+def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool:
+    """Say whether what is reported from now on changes no more what an invoice bills of an item.
+
+    A draft is counted once more when it becomes final, but neither for usage records nor where
+    the item's price changed in the cycle
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+    """
+    if invoice.get("status") != "draft" or item.billing_meter is None:
+        return True
+    if item.counted_from > item.start:
+        return item.counted_from in noted_seconds(entry)
+    recurring = price.get("recurring")
+    interval = recurring.get("interval") if isinstance(recurring, Mapping) else None
+    is_short = item.end - item.start < SHORTEST_INTERVAL.get(str(interval), 0)
+    return is_short and item.start in noted_seconds(entry)
+
+
+def unit_amount(price: Json) -> Decimal | None:
+    """Return the price of one unit, in the currency's minor unit, if there is a single one."""
+    if price.get("billing_scheme", "per_unit") != "per_unit" or price.get("transform_quantity"):
+        return None
+    given = price.get("unit_amount_decimal")
+    if given is None:
+        given = price.get("unit_amount")
+    try:
+        return None if given is None else Decimal(str(given))
+    except InvalidOperation:
+        return None
+
+
+def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
+    """Return an invoice's lines, of which an event has the first ten at most.
+
+    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    lines = invoice.get("lines")
+    if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
+        raise InvalidSubscription("lines.data is missing")
+    if lines.get("has_more"):
+        return stripe_api.list_invoice_lines(account, require_id(invoice, "id", ""))
+    return [line for line in lines["data"] if isinstance(line, dict)]
+
+
+def fetch_resets_if_anchor_moved(
+    subscription: Json, invoice: Json, account: StripeConnection
+) -> frozenset[int]:
+    """Return where resets ended periods, if one came between an invoice and now.
+
+    The subscription then no longer knows whether the invoice's period began with a reset. Raises
+    InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    anchors, end = reset_anchor(subscription), invoice.get("period_end")
+    if type(end) is not int or all(anchor < end for anchor in anchors):
+        return frozenset()
+    subscription_id = require_id(subscription, "id", "")
+    return stripe_api.list_reset_instants(account, subscription_id)
+
+
+def line_period(line: Json) -> tuple[int, int] | None:
+    """Return start and end of the period that an invoice line bills, if it has one."""
+    period = line.get("period")
+    if not isinstance(period, Mapping):
+        return None
+    start, end = period.get("start"), period.get("end")
+    if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
+        return start, end
+    return None
+
+
+def line_price(line: Json) -> object:
+    """Return the id of an invoice line's price, which since basil stands in its pricing.
+
+    (docs.stripe.com/changelog/basil/2025-03-31/invoice-line-item-pricing)
+    """
+    pricing = line.get("pricing")
+    details = pricing.get("price_details") if isinstance(pricing, Mapping) else None
+    price = (details if isinstance(details, Mapping) else line).get("price")
+    return price.get("id") if isinstance(price, Mapping) else price
+
+
+def line_item(line: Json) -> object:
+    """Return the subscription item of an invoice line, which since basil stands in its parent.
+
+    A proration has none: before basil it may name an item, but its type is another
+    (docs.stripe.com/api/invoice-line-item/object?api-version=2025-02-24.acacia).
+    """
+    parent = line.get("parent")
+    if isinstance(parent, Mapping):
+        details = parent.get("subscription_item_details")
+        return details.get("subscription_item") if isinstance(details, Mapping) else None
+    return line.get("subscription_item") if line.get("type") != "invoiceitem" else None
+
+
+def line_quantity(line: Json) -> Decimal:
+    """Return the units of an invoice line, with decimals where it says them.
+
+    Raises InvalidSubscription.
+    """
+    given = line.get("quantity_decimal")
+    given = line.get("quantity") if given is None else given
+    try:
+        return Decimal(str(0 if given is None else given))
+    except InvalidOperation as error:
+        raise InvalidSubscription("lines.data has a quantity that is no number") from error
+
+
+def invoice_subscription_id(invoice: Json) -> str:
+    """Return the id of the subscription that an invoice is of. Raises InvalidSubscription."""
+    parent = invoice.get("parent")
+    details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
+    holder = details if isinstance(details, Mapping) else invoice
+    return require_expandable_id(holder, "subscription")
+
+
+def is_of_subscription(invoice: Json) -> bool:
+    """Say whether an invoice bills a subscription."""
+    try:
+        invoice_subscription_id(invoice)
+    except InvalidSubscription:
+        return False
+    return True

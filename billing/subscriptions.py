@@ -1,0 +1,169 @@
+"""A subscription with all of its items, as an event has it or as it is now in Stripe."""
+
+import time
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from billing import stripe_api
+from billing.items import (
+    InvalidSubscription,
+    MeteredItem,
+    overlap,
+    read_item,
+    require_expandable_id,
+    require_id,
+)
+from billing.reports import Outcome, Services
+from billing.stripe_api import Json, ReportFailed
+
+# Those whose running usage Stripe will invoice (docs.stripe.com/api/subscriptions/object, status).
+RUNNING = ("active", "trialing", "past_due", "unpaid")
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A subscription with all of its items, and the UTC second of which it is known to be so."""
+
+    fields: Json
+    entries: list[Json]
+    as_of: int
+
+    @property
+    def id(self) -> str:
+        """Return its id. Raises InvalidSubscription."""
+        return require_id(self.fields, "id", "")
+
+    @property
+    def is_running(self) -> bool:
+        """Say whether Stripe will invoice its running usage."""
+        return self.fields.get("status") in RUNNING
+
+    @property
+    def billing_mode(self) -> str:
+        """Return `classic` or `flexible`, or an empty text where the API version is too old."""
+        mode = self.fields.get("billing_mode")
+        return str(mode.get("type", "")) if isinstance(mode, dict) else ""
+
+
+def fetch_current(subscription_id: str, services: Services) -> Subscription:
+    """Read a subscription with all of its items, and the second (UTC) since which it is so.
+
+    Raises ReportRefused, or ReportFailed also where what Stripe answers cannot be read.
+    """
+    now = int(time.time())
+    fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
+    if fields.get("test_clock") is not None:
+        # The clock first: an answer that is older than its second would be no harm, a newer one is.
+        now = fetch_clock_time(fields, services)
+        fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
+    try:
+        return Subscription(fields, fetch_all_entries(fields, services), now)
+    except InvalidSubscription as error:
+        raise ReportFailed(f"as it is in Stripe now, {error}") from error
+
+
+def fetch_clock_time(subscription: Json, services: Services) -> int:
+    """Read the UTC second at which a subscription's test clock stands.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    try:
+        clock_id = require_expandable_id(subscription, "test_clock")
+    except InvalidSubscription as error:
+        raise ReportFailed(f"as it is in Stripe now, {error}") from error
+    return stripe_api.fetch_test_clock_time(services.stripe, clock_id)
+
+
+def listed_entries(subscription: Json) -> list[Json]:
+    """Return the items that a subscription lists, ten at most. Raises InvalidSubscription."""
+    listed = subscription.get("items")
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        raise InvalidSubscription("items.data is missing")
+    for n, entry in enumerate(listed["data"]):
+        if not isinstance(entry, dict):
+            raise InvalidSubscription(f"items.data[{n}] is no subscription item")
+    return list(listed["data"])
+
+
+def fetch_all_entries(subscription: Json, services: Services) -> list[Json]:
+    """Return the items that a subscription lists, and those that it leaves out.
+
+    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    """
+    entries = listed_entries(subscription)
+    if not subscription["items"].get("has_more"):
+        return entries
+    known = [entry.get("id") for entry in entries]
+    subscription_id = require_id(subscription, "id", "")
+    stored = stripe_api.list_subscription_items(services.stripe, subscription_id)
+    return entries + [entry for entry in stored if entry["id"] not in known]
+
+
+def read_items(
+    subscription: Subscription, services: Services, outcome: Outcome
+) -> list[MeteredItem]:
+    """Return the items that name a meter, with their running periods; note the others as skipped.
+
+    Raises InvalidSubscription.
+    """
+    found = []
+    for n, entry in enumerate(subscription.entries):
+        path = f"items.data[{n}]"
+        item = read_item(entry, subscription.fields, path, services.window_size)
+        if item:
+            found.append(item)
+        elif str(entry.get("id")) not in outcome.skipped:
+            outcome.skipped.append(str(entry.get("id")))
+    return found
+
+
+def read_current_items(
+    subscription: Subscription, services: Services, outcome: Outcome
+) -> list[MeteredItem]:
+    """Return the items that name a meter, as Stripe has them now.
+
+    What cannot be read is no fault of an event's: raises ReportFailed.
+    """
+    try:
+        return read_items(subscription, services, outcome)
+    except InvalidSubscription as error:
+        raise ReportFailed(f"as it is in Stripe now, {error}") from error
+
+
+def fail_items_that_overwrite(items: list[MeteredItem], outcome: Outcome) -> list[MeteredItem]:
+    """Return the items without those that would overwrite each other's totals.
+
+    A Billing Meter counts per customer, not per item
+    (docs.stripe.com/api/billing/meter-event/create): two items on one meter have to send the same
+    total for the same time, and do where they count the same.
+    """
+    refused: set[MeteredItem] = set()
+    on_meters: dict[str, list[MeteredItem]] = defaultdict(list)
+    for item in items:
+        if item.billing_meter is not None:
+            on_meters[item.billing_meter].append(item)
+    for meter, sharing in on_meters.items():
+        if overlap(sharing) and len(set(map(counted, sharing))) > 1:
+            refused.update(sharing)
+            names = " and ".join(item.id for item in sharing)
+            reason = f"would overwrite each other's totals on Billing Meter {meter}"
+            outcome.fail(names, f"{reason}, which counts per customer")
+    return [item for item in items if item not in refused]
+
+
+def counted(item: MeteredItem) -> tuple[Hashable, ...]:
+    """Return what decides an item's total."""
+    return item.meter, item.subject, item.window_start, item.window_end
+
+
+def warn_of_double_billing(items: list[MeteredItem], outcome: Outcome) -> None:
+    """Warn of items that bill the same usage."""
+    alike: dict[tuple[str, str], list[MeteredItem]] = defaultdict(list)
+    for item in items:
+        alike[item.meter, item.subject].append(item)
+    for (meter, subject), same in alike.items():
+        if overlap(same):
+            names = " and ".join(item.id for item in same)
+            reason = f"bill the same usage, of meter {meter} and subject {subject!r}"
+            outcome.warn(names, f"{reason}: each of them puts it on an invoice", "billed twice")

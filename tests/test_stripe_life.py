@@ -68,8 +68,11 @@ class Life:
     def report(self, value: int, at: int | None = None, meter: str = "m1") -> None:
         """Send the running total, as of just now unless a time is given."""
         now = self.stripe.account.now(self.clock)
-        payload = {"payload[stripe_customer_id]": self.customer, "payload[value]": value}
-        event = {"event_name": meter, "timestamp": now - 1 if at is None else at}
+        payload: dict[str, Any] = {
+            "payload[stripe_customer_id]": self.customer,
+            "payload[value]": value,
+        }
+        event: dict[str, Any] = {"event_name": meter, "timestamp": now - 1 if at is None else at}
         self.call("POST", "billing/meter_events", **event, **payload)
 
     def record(self, item: int, quantity: int, at: int) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -85,6 +86,8 @@ class Store:
         self.lock = threading.Lock()
         self.meters: dict[str, dict[str, Any]] = {}
         self.events: dict[tuple[str, str], dict[str, Any]] = {}
+        # How long an event takes from its acceptance until a query sees it.
+        self.lag_seconds = 0.0
 
     def meter(self, slug: str) -> dict[str, Any]:
         """Return a meter by its slug or id."""
@@ -114,14 +117,23 @@ class Store:
     def ingest(self, events: list[Any]) -> None:
         """Store CloudEvents, all or none; a source and id seen before change nothing."""
         checked = [checked_event(event) for event in events]
+        sent = time.time()
         with self.lock:
             for event in checked:
-                self.events.setdefault((event["source"], event["id"]), event)
+                self.events.setdefault((event["source"], event["id"]), {**event, "sent": sent})
 
     def counted(self, meter: dict[str, Any]) -> list[tuple[dict[str, Any], Any]]:
-        """Return the events of a meter's type with their values; those without one drop out."""
+        """Return the events of a meter's type with their values; those without one drop out.
+
+        OpenMeter takes events at once but works on them later, so the newest may be missing.
+        """
         with self.lock:
-            events = [e for e in self.events.values() if e["type"] == meter["eventType"]]
+            seen = time.time() - self.lag_seconds
+            events = [
+                event
+                for event in self.events.values()
+                if event["type"] == meter["eventType"] and event["sent"] <= seen
+            ]
         pairs = [(event, value_of(event, meter)) for event in events]
         return [(event, value) for event, value in pairs if value is not None]
 
@@ -133,8 +145,8 @@ def checked_event(event: Any) -> dict[str, Any]:
     for name in EVENT_FIELDS:
         if not isinstance(event.get(name), str) or not event[name]:
             raise bad_request(f"{name} is required")
-    time = event.get("time")
-    return {**event, "at": parse_time(str(time), "time") if time else datetime.now(UTC)}
+    given = event.get("time")
+    return {**event, "at": parse_time(str(given), "time") if given else datetime.now(UTC)}
 
 
 def value_of(event: dict[str, Any], meter: dict[str, Any]) -> Any:
@@ -221,6 +233,11 @@ def create_app(token: str | None = None) -> Flask:
         body = request.get_json(silent=True, force=True)
         store.ingest(body if isinstance(body, list) else [body])
         return "", 204
+
+    @app.post("/_fake/lag")
+    def lag() -> dict[str, float]:
+        store.lag_seconds = float(request.get_json()["seconds"])
+        return {"seconds": store.lag_seconds}
 
     @app.get("/api/v1/meters")
     def meters() -> Response:

@@ -1,163 +1,23 @@
 """A stand-in of the part of Stripe's API around metered usage. State lives in memory."""
 
-import itertools
 import re
 import sys
-import threading
 from collections.abc import Callable
-from copy import deepcopy
-from typing import Any
 
 from flask import Flask, Response, jsonify, request
 
-from fakes import stripe_billing as billing
+from fakes import stripe_render as render
 from fakes.serving import Faults, serve
-from fakes.stripe_billing import Account, Record, StripeError
-from fakes.stripe_webhooks import Endpoint
+from fakes.stripe_billing import is_true
+from fakes.stripe_controls import add_controls
+from fakes.stripe_http import Api, in_bounds
+from fakes.stripe_store import BASIL, Record, StripeError, integer
 
-NEWEST_VERSION = "2026-10-28.endive"
+__all__ = ["Api", "create_app"]
+
 TEST_KEY = re.compile(r"Bearer (sk|rk)_test_\w+")
 VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.[a-z]+)?")
-NESTED = re.compile(r"\[([^\]]*)\]")
-PARAMETERS = {
-    "product": {"name", "description", "metadata", "unit_label"},
-    "price": {
-        "currency", "lookup_key", "metadata", "nickname", "product", "recurring",
-        "transfer_lookup_key", "unit_amount",
-    },
-    "customer": {"description", "email", "metadata", "name", "test_clock"},
-    "subscription": {"billing_mode", "customer", "items", "metadata"},
-    "subscription update": {
-        "billing_cycle_anchor", "cancel_at", "cancel_at_period_end", "items", "metadata",
-        "proration_behavior",
-    },
-    "subscription cancellation": {"invoice_now", "prorate"},
-    "usage record": {"action", "quantity", "timestamp"},
-    "meter": {
-        "customer_mapping", "default_aggregation", "display_name", "event_name",
-        "value_settings",
-    },
-    "meter event": {"event_name", "identifier", "payload", "timestamp"},
-    "test clock": {"frozen_time", "name"},
-}  # fmt: skip
-PAGING = {"limit", "starting_after", "ending_before"}
-
-
-def nested_form(flat: list[tuple[str, str]]) -> Record:
-    """Return `items[0][price]=p` as {"items": [{"price": "p"}]}, as Stripe reads forms."""
-    tree: Record = {}
-    for name, value in flat:
-        first = name.split("[", 1)[0]
-        path = [first, *NESTED.findall(name)]
-        node = tree
-        for step in path[:-1]:
-            node = node.setdefault(step, {})
-        node[path[-1] or str(len(node))] = value
-    return {name: as_lists(value) for name, value in tree.items()}
-
-
-def as_lists(node: Any) -> Any:
-    """Turn objects whose keys are 0, 1, … into lists."""
-    if not isinstance(node, dict):
-        return node
-    children = {name: as_lists(value) for name, value in node.items()}
-    if children and all(name.isdigit() for name in children):
-        return [children[name] for name in sorted(children, key=int)]
-    return children
-
-
-class Api:
-    """One account behind HTTP: versions, keys, forms, lists and idempotency."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.endpoint = Endpoint(self.accepted)
-        self.account = Account(self.tell)
-        self.busy: set[tuple[str, ...]] = set()
-        self.requests = itertools.count(1)
-        self.replies: dict[str, tuple[Record, int, Record]] = {}
-
-    def tell(self, kind: str, after: Record, before: Record) -> bool:
-        """Send an event in the shape of the endpoint's version; say whether it goes anywhere."""
-        version = self.endpoint.api_version
-        if kind == "invoice.created":
-            new = old = billing.render_invoice(after, self.price, version)
-        else:
-            new = billing.render_subscription(after, version)
-            old = billing.render_subscription(before, version)
-        self.endpoint.emit(kind, deepcopy(new), billing.previous_attributes(old, new))
-        return self.endpoint.takes(kind)
-
-    def accepted(self, event: Record) -> None:
-        """Let the hour of a draft begin when its event was taken."""
-        if event["type"] == "invoice.created":
-            with self.lock:
-                invoice = self.account.get("invoice", event["data"]["object"]["id"])
-                if invoice["accepted_at"] is None:
-                    invoice["accepted_at"] = self.account.now(invoice["test_clock"])
-
-    @property
-    def version(self) -> str:
-        """Return the request's API version."""
-        return request.headers.get("Stripe-Version", NEWEST_VERSION)
-
-    def form(self, kind: str) -> Record:
-        """Return the request's form; an unknown parameter is an error, as with Stripe."""
-        form = nested_form([*request.form.items(multi=True), *request.args.items(multi=True)])
-        for name in form.keys() - PARAMETERS[kind] - {"expand"}:
-            raise StripeError(400, f"Received unknown parameter: {name}", name, "parameter_unknown")
-        return form
-
-    def filters(self, *names: str) -> Record:
-        """Return the request's query; an unknown parameter is an error, as with Stripe."""
-        query = nested_form(list(request.args.items(multi=True)))
-        for name in query.keys() - {*names, *PAGING, "expand"}:
-            raise StripeError(400, f"Received unknown parameter: {name}", name, "parameter_unknown")
-        return query
-
-    def page(
-        self,
-        found: list[Record],
-        render: Callable[[Record], Record],
-        every: list[Record] | None = None,
-    ) -> Response:
-        """Return a page of a list; a cursor may be one of `every`, found or not."""
-        query = request.args
-        limit = billing.integer(query.get("limit", 10), "limit")
-        if not 1 <= limit <= 100:
-            raise StripeError(400, "This value must be between 1 and 100.", "limit")
-        ids = [record["id"] for record in every or found]
-        kept = {record["id"]: record for record in found}
-        start, end = 0, len(ids)
-        for name in ("starting_after", "ending_before"):
-            if name in query and query[name] not in ids:
-                raise billing.missing("object", query[name], name)
-        if "starting_after" in query:
-            start = ids.index(query["starting_after"]) + 1
-        if "ending_before" in query:
-            end = ids.index(query["ending_before"])
-        left = [kept[key] for key in ids[start:end] if key in kept]
-        page = left[-limit:] if "ending_before" in query else left[:limit]
-        data, more = [render(record) for record in page], len(left) > limit
-        return jsonify(object="list", data=data, has_more=more, url=request.path)
-
-    def show_subscription(self, subscription: Record) -> Record:
-        """Return a subscription in the request's version."""
-        return billing.render_subscription(self.account.state(subscription), self.version)
-
-    def show_item(self, item: Record) -> Record:
-        """Return a subscription item in the request's version."""
-        subscription = self.account.get("subscription", item["subscription"])
-        price = self.account.get("price", item["price"])
-        return billing.render_item({**item, "price": price}, subscription, self.version)
-
-    def show_invoice(self, invoice: Record) -> Record:
-        """Return an invoice in the request's version."""
-        return billing.render_invoice(invoice, self.price, self.version)
-
-    def price(self, key: str) -> Record:
-        """Return a price."""
-        return self.account.get("price", key)
+ENDED = ("canceled", "incomplete_expired")
 
 
 def shown(kind: str) -> Callable[[Record], Record]:
@@ -178,6 +38,8 @@ def create_app() -> Flask:
     add_guards(app, api)
     add_catalog(app, api)
     add_subscriptions(app, api)
+    add_items(app, api)
+    add_invoices(app, api)
     add_usage(app, api)
     add_meters(app, api)
     add_time(app, api)
@@ -280,7 +142,7 @@ def add_catalog(app: Flask, api: Api) -> None:
 
     @app.post("/v1/prices")
     def create_price() -> Record:
-        return billing.render_price(account.create_price(api.form("price"), api.version))
+        return api.show_price(account.create_price(api.form("price"), api.version))
 
     @app.get("/v1/prices")
     def prices() -> Response:
@@ -293,11 +155,11 @@ def add_catalog(app: Flask, api: Api) -> None:
             and query.get("active", "true") == str(price["active"]).lower()
             and query.get("product", price["product"]) == price["product"]
         ]
-        return api.page(found, billing.render_price)
+        return api.page(found, api.show_price)
 
     @app.get("/v1/prices/<key>")
     def price(key: str) -> Record:
-        return billing.render_price(account.get("price", key))
+        return api.show_price(account.get("price", key))
 
     @app.post("/v1/customers")
     def create_customer() -> Record:
@@ -317,16 +179,28 @@ def add_catalog(app: Flask, api: Api) -> None:
 
 
 def add_subscriptions(app: Flask, api: Api) -> None:
-    """Serve subscriptions, their items and invoices."""
+    """Serve subscriptions."""
     account = api.account
 
-    def show_expanded(subscription: Record) -> Record:
-        shown = api.show_subscription(subscription)
-        if "data.latest_invoice" in request.args.values():
-            shown["latest_invoice"] = api.show_invoice(
-                account.get("invoice", subscription["latest_invoice"])
-            )
-        return shown
+    def is_listed(subscription: Record, query: Record) -> bool:
+        """Say whether a list shows a subscription: test clocks' are shown if asked for."""
+        status = query.get("status")
+        asked = account.lists_test_clocks or query.keys() & {"customer", "test_clock"}
+        if subscription["test_clock"] and not asked:
+            return False
+        if status is None and subscription["status"] == "canceled":
+            return False
+        ended = status == "ended" and subscription["status"] in ENDED
+        return (
+            (status in (None, "all", subscription["status"]) or ended)
+            and query.get("customer", subscription["customer"]) == subscription["customer"]
+            and query.get("test_clock", subscription["test_clock"]) == subscription["test_clock"]
+            and in_bounds(query, "created", subscription["created"])
+            and ("price" not in query or query["price"] in prices(subscription))
+        )
+
+    def prices(subscription: Record) -> list[str]:
+        return [item["price"] for item in account.items(subscription)]
 
     @app.post("/v1/subscriptions")
     def create_subscription() -> Record:
@@ -335,15 +209,10 @@ def add_subscriptions(app: Flask, api: Api) -> None:
 
     @app.get("/v1/subscriptions")
     def subscriptions() -> Response:
-        query = api.filters("customer", "status")
-        status = query.get("status")
-        found = [
-            subscription
-            for subscription in account.all("subscription")[::-1]
-            if query.get("customer", subscription["customer"]) == subscription["customer"]
-            and (status == "all" or (status or "active") == subscription["status"])
-        ]
-        return api.page(found, show_expanded, account.all("subscription")[::-1])
+        query = api.filters("created", "customer", "price", "status", "test_clock")
+        every = account.all("subscription")[::-1]
+        found = [subscription for subscription in every if is_listed(subscription, query)]
+        return api.page(found, api.show_subscription, every)
 
     @app.get("/v1/subscriptions/<key>")
     def subscription(key: str) -> Record:
@@ -361,20 +230,63 @@ def add_subscriptions(app: Flask, api: Api) -> None:
         form = api.form("subscription cancellation")
         return api.show_subscription(account.cancel_subscription(found, form))
 
+
+def add_items(app: Flask, api: Api) -> None:
+    """Serve subscription items; a change of one is an update of its subscription."""
+    account = api.account
+
+    def update(subscription: Record, entry: Record) -> None:
+        form: Record = {"items": [entry]}
+        if "proration_behavior" in entry:
+            form["proration_behavior"] = entry.pop("proration_behavior")
+        account.update_subscription(subscription, form)
+
     @app.get("/v1/subscription_items")
     def subscription_items() -> Response:
         key = api.filters("subscription").get("subscription")
         found = account.get("subscription", key, "subscription")
-        items = [account.get("subscription_item", item) for item in found["items"]]
-        return api.page(items, api.show_item)
+        return api.page(account.items(found), api.show_item)
+
+    @app.post("/v1/subscription_items")
+    def create_subscription_item() -> Record:
+        form = api.form("subscription item")
+        found = account.get("subscription", form.pop("subscription", None), "subscription")
+        update(found, form)
+        return api.show_item(account.items(found)[-1])
+
+    @app.get("/v1/subscription_items/<key>")
+    def subscription_item(key: str) -> Record:
+        return api.show_item(account.get("subscription_item", key))
+
+    @app.post("/v1/subscription_items/<key>")
+    def update_subscription_item(key: str) -> Record:
+        item = account.get("subscription_item", key)
+        form = api.form("subscription item update")
+        update(account.get("subscription", item["subscription"]), {**form, "id": key})
+        return api.show_item(item)
+
+    @app.delete("/v1/subscription_items/<key>")
+    def delete_subscription_item(key: str) -> Record:
+        item = account.get("subscription_item", key)
+        form = api.form("subscription item deletion")
+        found = account.get("subscription", item["subscription"])
+        update(found, {**form, "id": key, "deleted": "true"})
+        return {"id": key, "object": "subscription_item", "deleted": True}
+
+
+def add_invoices(app: Flask, api: Api) -> None:
+    """Serve invoices, their lines, and the items that wait for one."""
+    account = api.account
 
     @app.get("/v1/invoices")
     def invoices() -> Response:
-        query = api.filters("customer", "status", "subscription")
+        same = ("collection_method", "customer", "status", "subscription")
+        query = api.filters("created", *same)
         found = [
             invoice
             for invoice in account.all("invoice")[::-1]
-            if all(query.get(n, invoice[n]) == invoice[n] for n in query.keys() - PAGING)
+            if all(query.get(n, invoice[n]) == invoice[n] for n in same)
+            and in_bounds(query, "created", invoice["created"])
         ]
         return api.page(found, api.show_invoice)
 
@@ -386,7 +298,26 @@ def add_subscriptions(app: Flask, api: Api) -> None:
     def invoice_lines(key: str) -> Response:
         api.filters()
         found = account.get("invoice", key)
-        return api.page(billing.render_lines(found, api.price, api.version), dict)
+        return api.page(render.render_lines(found, api.price, api.version), dict)
+
+    @app.post("/v1/invoiceitems")
+    def create_invoice_item() -> Record:
+        return api.show_invoice_item(account.create_invoice_item(api.form("invoice item")))
+
+    @app.get("/v1/invoiceitems")
+    def invoice_items() -> Response:
+        query = api.filters("customer", "pending")
+        found = [
+            item
+            for item in account.all("invoiceitem")[::-1]
+            if query.get("customer", item["customer"]) == item["customer"]
+            and ("pending" not in query or is_true(query["pending"]) == (item["invoice"] is None))
+        ]
+        return api.page(found, api.show_invoice_item)
+
+    @app.get("/v1/invoiceitems/<key>")
+    def invoice_item(key: str) -> Record:
+        return api.show_invoice_item(account.get("invoiceitem", key))
 
 
 def add_usage(app: Flask, api: Api) -> None:
@@ -394,7 +325,7 @@ def add_usage(app: Flask, api: Api) -> None:
     account = api.account
 
     def legacy_item(key: str) -> Record:
-        if api.version >= billing.BASIL:
+        if api.version >= BASIL:
             message = f"Unrecognized request URL ({request.method}: {request.path})."
             raise StripeError(404, message)
         return account.get("subscription_item", key, "subscription_item")
@@ -429,9 +360,11 @@ def add_meters(app: Flask, api: Api) -> None:
 
     @app.post("/v1/billing/meters/<key>/deactivate")
     def deactivate_meter(key: str) -> Record:
-        found = account.get("meter", key)
-        found["status"] = "inactive"
-        return show(found)
+        return show(meters.set_status(account.get("meter", key), "inactive"))
+
+    @app.post("/v1/billing/meters/<key>/reactivate")
+    def reactivate_meter(key: str) -> Record:
+        return show(meters.set_status(account.get("meter", key), "active"))
 
     @app.get("/v1/billing/meters/<key>/event_summaries")
     def event_summaries(key: str) -> Response:
@@ -450,7 +383,7 @@ def add_time(app: Flask, api: Api) -> None:
     @app.post("/v1/test_helpers/test_clocks")
     def create_test_clock() -> Record:
         form = api.form("test clock")
-        at = billing.integer(form.get("frozen_time"), "frozen_time")
+        at = integer(form.get("frozen_time"), "frozen_time")
         return show(
             account.add(
                 "test_clock", "clock", frozen_time=at, name=form.get("name"), status="ready"
@@ -468,62 +401,8 @@ def add_time(app: Flask, api: Api) -> None:
 
     @app.post("/v1/test_helpers/test_clocks/<key>/advance")
     def advance(key: str) -> Record:
-        at = billing.integer(api.form("test clock").get("frozen_time"), "frozen_time")
+        at = integer(api.form("test clock").get("frozen_time"), "frozen_time")
         return show(account.advance(account.get("test_clock", key), at))
-
-
-def add_controls(app: Flask, api: Api) -> None:
-    """Serve what real Stripe has in its dashboard or not at all."""
-
-    @app.post("/_fake/webhook")
-    def configure_webhook() -> Record:
-        with api.lock:
-            api.endpoint.configure(request.get_json(), NEWEST_VERSION)
-        return {}
-
-    @app.post("/_fake/release")
-    def release() -> Record:
-        wanted = request.get_json()
-        with api.lock:
-            return {
-                "released": api.endpoint.release(wanted.get("order", ""), wanted.get("copies", 1))
-            }
-
-    @app.post("/_fake/events/<key>/deliver")
-    def deliver(key: str) -> Record:
-        if key not in api.endpoint.events:
-            raise billing.missing("event", key, "id")
-        api.endpoint.deliver(key)
-        return {}
-
-    @app.get("/_fake/deliveries")
-    def deliveries() -> Record:
-        endpoint = api.endpoint
-        with api.lock:
-            return {"deliveries": list(endpoint.deliveries), "pending": endpoint.pending}
-
-    @app.get("/_fake/events")
-    def events() -> Record:
-        with api.lock:
-            return {"events": list(api.endpoint.events.values()), "held": api.endpoint.held}
-
-    @app.post("/_fake/readings")
-    def choose_readings() -> Record:
-        with api.lock:
-            api.account.meters.readings |= request.get_json()
-            return api.account.meters.readings
-
-    @app.get("/_fake/meter_errors")
-    def meter_errors() -> Record:
-        with api.lock:
-            return {"errors": api.account.meters.errors}
-
-    @app.post("/_fake/advance")
-    def skip_time() -> Record:
-        with api.lock:
-            api.account.ahead += int(request.get_json()["seconds"])
-            api.account.catch_up()
-        return {"now": api.account.now()}
 
 
 if __name__ == "__main__":

@@ -1,157 +1,46 @@
-"""The rules of the Stripe stand-in: subscriptions, usage records, periods and invoices.
+"""The rules of the Stripe stand-in: a subscription from its first second to its last.
 
 No HTTP here. Times are UTC seconds. Objects are kept in one shape and rendered in the shape of
 an API version. `tell` is called with an event's type and the state after and before it.
+
+A subscription is billed in one of two modes (docs.stripe.com/billing/subscriptions/billing-mode):
+in `classic` all items share a period, and the usage of a price that was replaced in mid-period is
+on no invoice; in `flexible` each item has its own, and an invoice item bills that usage.
 """
 
-import calendar
-import itertools
-import re
-import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
-BASIL = "2025-03-31"
+from fakes.stripe_invoices import Ledger, Tell
+from fakes.stripe_periods import DAY, after, dates, length, next_date
+from fakes.stripe_prices import cents, is_free, is_metered
+from fakes.stripe_store import Record, StripeError, choice, integer, merge_metadata
+
+__all__ = ["Account", "Record", "StripeError"]
+
 FLEXIBLE_DEFAULT = "2025-09-30"
-DRAFT_SECONDS = 3_600
-HOLD_SECONDS = 72 * 3_600
-EVENT_ITEMS = 10
-CLOSED = (
-    "Cannot create the usage record with this timestamp because timestamps must be after the "
-    "subscription's last invoice period (or current period start time)."
-)
-NOT_LEGACY = (
-    "Cannot create a usage record for `{}` because it is not on the legacy metered billing "
-    "system. Call /v1/billing/meter_events instead."
-)
-NEEDS_METER = (
-    "Starting with Stripe version `2025-03-31.basil`, metered prices must be backed by meters."
-)
+RENEWING = ("active", "trialing", "past_due", "unpaid")
+STATUSES = (*RENEWING, "incomplete", "incomplete_expired", "paused")
+BEHAVIORS = ("create_prorations", "always_invoice", "none")
+ONE_INTERVAL = "All prices on a subscription in classic billing mode must have the same interval."
+LEGACY = "Flexible billing mode does not support metered prices that no meter backs."
+RESET = "This stand-in resets flexible subscriptions with always_invoice only."
 
-Record = dict[str, Any]
+Entries = list[Record]
 
 
-class StripeError(Exception):
-    """An error answer of Stripe's."""
+class Account(Ledger):
+    """One Stripe account."""
 
-    def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        kind = "idempotency_error" if code == "idempotency" else "invalid_request_error"
-        self.status = status
-        self.body = {"type": kind, "message": message, "param": param, "code": code}
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(tell)
+        # Whether lists show what hangs on test clocks without being asked; real ones do not.
+        self.lists_test_clocks = False
 
-
-def missing(kind: str, key: object, param: str) -> StripeError:
-    """Return Stripe's answer for an object that is not there."""
-    name = kind.replace("_", " ")
-    return StripeError(404, f"No such {name}: '{key}'", param, "resource_missing")
-
-
-def add_intervals(anchor: int, interval: str, count: int) -> int:
-    """Return the anchor plus `count` intervals; a month keeps the anchor's day where it can."""
-    start = datetime.fromtimestamp(anchor, UTC)
-    if interval in ("day", "week"):
-        days = count * (7 if interval == "week" else 1)
-        return int((start + timedelta(days=days)).timestamp())
-    months = start.month - 1 + count * (12 if interval == "year" else 1)
-    year, month = start.year + months // 12, months % 12 + 1
-    day = min(start.day, calendar.monthrange(year, month)[1])
-    return int(start.replace(year=year, month=month, day=day).timestamp())
-
-
-def integer(value: object, name: str) -> int:
-    """Return a form's whole number."""
-    try:
-        return int(str(value))
-    except ValueError as error:
-        raise StripeError(
-            400, f"Invalid integer: {value}", name, "parameter_invalid_integer"
-        ) from error
-
-
-class Account:
-    """One Stripe account: all objects, by kind and id, oldest first."""
-
-    def __init__(self, tell: Callable[[str, Record, Record], bool]) -> None:
-        self.tell = tell
-        self.objects: dict[str, dict[str, Record]] = {}
-        self.records: dict[str, dict[int, int]] = {}
-        self.meters = Meters(self)
-        self.ahead = 0
-        self.numbers = itertools.count(1)
-
-    def now(self, test_clock: str | None = None) -> int:
-        """Return the time of a test clock, or else the real one plus what was skipped."""
-        if test_clock:
-            return int(self.get("test_clock", test_clock)["frozen_time"])
-        return int(time.time()) + self.ahead
-
-    def add(self, kind: str, prefix: str, **fields: Any) -> Record:
-        """Store a new object."""
-        key = f"{prefix}_{next(self.numbers):08d}"
-        created = self.now(fields.get("test_clock"))
-        record = {"id": key, "created": created, "livemode": False, "metadata": {}, **fields}
-        self.objects.setdefault(kind, {})[key] = record
-        return record
-
-    def get(self, kind: str, key: object, param: str = "id") -> Record:
-        """Return an object, or raise Stripe's 404."""
-        record = self.objects.get(kind, {}).get(str(key))
-        if record is None:
-            raise missing(kind, key, param)
-        return record
-
-    def all(self, kind: str) -> list[Record]:
-        """Return the objects of a kind, oldest first."""
-        return list(self.objects.get(kind, {}).values())
-
-    # Products and prices
-
-    def create_price(self, form: Record, version: str) -> Record:
-        """Create a recurring price; since basil a metered one needs a meter."""
-        recurring = form.get("recurring", {})
-        metered, meter = recurring.get("usage_type") == "metered", recurring.get("meter")
-        if metered and not meter and version >= BASIL:
-            raise StripeError(400, NEEDS_METER, "recurring[meter]")
-        if meter:
-            self.get("meter", meter, "recurring[meter]")
-        if recurring.get("interval") not in ("day", "week", "month", "year"):
-            raise StripeError(400, "Missing required param: recurring[interval].", "recurring")
-        self.get("product", form.get("product"), "product")
-        self.free_lookup_key(form)
-        return self.add(
-            "price",
-            "price",
-            active=True,
-            currency=form.get("currency", "usd"),
-            lookup_key=form.get("lookup_key"),
-            metadata=form.get("metadata", {}),
-            product=form["product"],
-            recurring={
-                "interval": recurring["interval"],
-                "interval_count": 1,
-                "meter": meter,
-                "usage_type": recurring.get("usage_type", "licensed"),
-            },
-            type="recurring",
-            unit_amount=integer(form.get("unit_amount"), "unit_amount"),
-        )
-
-    def free_lookup_key(self, form: Record) -> None:
-        """Take the lookup key from the price that has it, if the form asks for that."""
-        for price in self.all("price"):
-            if form.get("lookup_key") and price["lookup_key"] == form["lookup_key"]:
-                if form.get("transfer_lookup_key") != "true":
-                    message = f"A price with the lookup key `{price['lookup_key']}` already exists."
-                    raise StripeError(400, message, "lookup_key")
-                price["lookup_key"] = None
-
-    # Subscriptions
+    # Beginnings
 
     def create_subscription(self, form: Record, version: str) -> Record:
         """Start a subscription now and invoice what is due in advance."""
@@ -160,226 +49,598 @@ class Account:
         if not entries:
             raise StripeError(400, "Missing required param: items.", "items")
         now = self.now(customer["test_clock"])
-        mode = "flexible" if version >= FLEXIBLE_DEFAULT else "classic"
+        usual = "flexible" if version >= FLEXIBLE_DEFAULT else "classic"
+        mode = form.get("billing_mode", {}).get("type", usual)
+        prices = [self.entry_price(entry, n) for n, entry in enumerate(entries)]
+        check_prices(mode, prices)
+        started = integer(form.get("backdate_start_date", now), "backdate_start_date")
+        if started > now:
+            raise StripeError(400, "The start date must be in the past.", "backdate_start_date")
+        trial_end = trial_end_of(form, now)
         subscription = self.add(
             "subscription",
             "sub",
-            anchor=now,
-            billing_mode=form.get("billing_mode", {}).get("type", mode),
+            anchor=self.first_anchor(form, prices, trial_end or now),
+            billing_mode=mode,
             cancel_at=None,
-            cancel_at_period_end=False,
+            cancel_at_period_end=form.get("cancel_at_period_end") == "true",
+            canceled_at=None,
             customer=customer["id"],
             ended_at=None,
+            fixed_anchor="billing_cycle_anchor" in form,
             items=[],
             latest_invoice=None,
             metadata=form.get("metadata", {}),
             start=now,
-            start_date=now,
-            status="active",
+            start_date=started,
+            status="trialing" if trial_end else "active",
+            switch=None,
             test_clock=customer["test_clock"],
+            trial_end=trial_end,
+            trial_start=now if trial_end else None,
         )
         for n, entry in enumerate(entries):
-            self.add_item(subscription, entry, n)
-        subscription["end"] = self.next_end(subscription)
-        self.invoice(subscription, "subscription_create", now, now)
+            self.begin(subscription, self.add_item(subscription, entry, n, now), now)
+        self.set_end(subscription, form)
+        self.first_invoice(subscription, form, now)
         return subscription
 
-    def add_item(self, subscription: Record, entry: Mapping[str, Any], n: int) -> Record:
+    def first_anchor(self, form: Record, prices: list[Record], start: int) -> int:
+        """Return where billing dates are counted from: what was asked for, or the start."""
+        if "billing_cycle_anchor" not in form:
+            return start
+        anchor = integer(form["billing_cycle_anchor"], "billing_cycle_anchor")
+        natural = min(after(start, price["recurring"]) for price in prices)
+        if not start <= anchor <= natural:
+            message = "billing_cycle_anchor must be before the next natural billing date."
+            raise StripeError(400, message, "billing_cycle_anchor")
+        return anchor
+
+    def first_invoice(self, subscription: Record, form: Record, now: int) -> None:
+        """Invoice what is due in advance, and what a start in the past left unbilled.
+
+        Classic has a line over zero for a metered item; flexible has none, and no empty invoice
+        (docs.stripe.com/billing/subscriptions/billing-mode/compare).
+        """
+        behavior = behavior_of(form)
+        lines = []
+        for item in self.items(subscription):
+            lines += self.backdated_lines(subscription, item, now, behavior)
+            if not self.metered(item):
+                lines += self.first_licensed_lines(subscription, item, behavior)
+            elif subscription["billing_mode"] == "classic":
+                lines.append({**self.closing_line(item, now, free=True), "start": now})
+        if lines or subscription["billing_mode"] == "classic":
+            self.invoice(subscription, "subscription_create", lines, (now, now))
+            due = self.get("invoice", subscription["latest_invoice"])["total"]
+            if due > 0 and form.get("payment_behavior") == "default_incomplete":
+                subscription["status"] = "incomplete"
+
+    def first_licensed_lines(
+        self, subscription: Record, item: Record, behavior: str
+    ) -> list[Record]:
+        """Return the first line of a licensed item: free in a trial, a part up to an anchor."""
+        line = self.coming_line(item)
+        if subscription["status"] == "trialing":
+            return [line | {"amount": 0}]
+        in_part = line["amount"] != self.amount(item["price"], line["quantity"])
+        return [] if in_part and behavior == "none" else [line]
+
+    def backdated_lines(
+        self, subscription: Record, item: Record, now: int, behavior: str
+    ) -> list[Record]:
+        """Return what a start in the past adds to the first invoice.
+
+        For usage: in flexible a line for each period that is over; in classic nothing, for the
+        next invoice has it. For a licensed item the part of an interval that begins then
+        (docs.stripe.com/billing/subscriptions/backdating).
+        """
+        started = subscription["start_date"]
+        if started == now or subscription["status"] == "trialing":
+            return []
+        recurring = self.get("price", item["price"])["recurring"]
+        if not self.metered(item):
+            share = Decimal(now - started) / (after(started, recurring) - started)
+            line = self.licensed_line(item) | {"start": started, "end": now}
+            line["amount"] = cents(line["amount"] * share)
+            return [] if behavior == "none" else [line]
+        if subscription["billing_mode"] == "classic":
+            item["start"] = item["began"] = started
+            self.show_period(subscription)
+            return []
+        ends = dates(subscription["anchor"], recurring, started, now)
+        item["start"] = item["began"] = ends[-1]
+        self.show_period(subscription)
+        return [self.closing_line({**item, "start": start}, end) for start, end in pairwise(ends)]
+
+    # Items and their periods
+
+    def items(self, subscription: Record) -> list[Record]:
+        """Return the items of a subscription."""
+        return [self.get("subscription_item", key) for key in subscription["items"]]
+
+    def entry_price(self, entry: Mapping[str, Any], n: int) -> Record:
+        """Return the price that an entry of `items` names or, without one, its item has."""
+        if "price" in entry or "id" not in entry:
+            price = self.get("price", entry.get("price"), f"items[{n}][price]")
+            if is_metered(price) and "quantity" in entry:
+                message = "Quantity should not be specified where usage_type is `metered`."
+                raise StripeError(400, message, f"items[{n}][quantity]")
+            return price
+        item = self.get("subscription_item", entry["id"], f"items[{n}][id]")
+        return self.get("price", item["price"])
+
+    def add_item(
+        self, subscription: Record, entry: Mapping[str, Any], n: int, created: int
+    ) -> Record:
         """Add an item to a subscription."""
-        price = self.get("price", entry.get("price"), f"items[{n}][price]")
-        metered = price["recurring"]["usage_type"] == "metered"
-        if metered and "quantity" in entry:
-            message = "Quantity should not be specified where usage_type is `metered`."
-            raise StripeError(400, message, f"items[{n}][quantity]")
+        price = self.entry_price(entry, n)
+        quantity = None if is_metered(price) else integer(entry.get("quantity", 1), "quantity")
         item = self.add(
             "subscription_item",
             "si",
+            changed=False,
+            counted_from=None,
+            current_trial=None,
             metadata=entry.get("metadata", {}),
             price=price["id"],
-            quantity=None if metered else integer(entry.get("quantity", 1), "quantity"),
+            quantity=quantity,
             subscription=subscription["id"],
             test_clock=subscription["test_clock"],
         )
+        item["created"] = created
         subscription["items"].append(item["id"])
         self.records[item["id"]] = {}
         return item
 
-    def next_end(self, subscription: Record) -> int:
-        """Return the first billing date after the running period's start."""
-        first = self.get("price", self.get("subscription_item", subscription["items"][0])["price"])
-        interval = first["recurring"]["interval"]
-        dates = (add_intervals(subscription["anchor"], interval, n) for n in itertools.count(1))
-        return next(date for date in dates if date > subscription["start"])
+    def remove_item(self, subscription: Record, item: Record) -> None:
+        """Remove an item; its usage records stay, for lines that still count them."""
+        subscription["items"].remove(item["id"])
+        del self.objects["subscription_item"][item["id"]]
+
+    def begin(self, subscription: Record, item: Record, at: int) -> None:
+        """Let an item's next period begin."""
+        item |= {"start": at, "began": at, "counted_from": None, "changed": False}
+        item["end"] = self.end_of(subscription, item)
+        self.show_period(subscription)
+
+    def end_of(self, subscription: Record, item: Record) -> int:
+        """Return where an item's period ends: at a trial's end, a billing date, or for good."""
+        recurring = self.get("price", item["price"])["recurring"]
+        if item["current_trial"]:
+            end = int(item["current_trial"]["end_date"])
+        elif subscription["status"] == "trialing":
+            end = int(subscription["trial_end"])
+        else:
+            running = max(item["began"], item["created"])
+            end = next_date(subscription["anchor"], recurring, running)
+        cancel_at = subscription["cancel_at"]
+        return min(end, cancel_at) if cancel_at and cancel_at > item["began"] else end
+
+    def show_period(self, subscription: Record) -> None:
+        """Let the subscription's own fields show the period of its shortest interval."""
+        items = [item for item in self.items(subscription) if "end" in item]
+        if items:
+            shortest = min(
+                items, key=lambda item: length(self.get("price", item["price"])["recurring"])
+            )
+            subscription |= {"start": shortest["began"], "end": shortest["end"]}
+            subscription["due"] = min(item["end"] for item in items)
+
+    # Updates
 
     def update_subscription(self, subscription: Record, form: Record) -> Record:
         """Apply an update; with `billing_cycle_anchor` the running period ends now."""
         before = deepcopy(self.state(subscription))
-        for n, entry in enumerate(form.get("items", [])):
-            self.update_item(subscription, entry, n)
+        entries: Entries = form.get("items", [])
+        behavior = behavior_of(form)
+        self.check_update(subscription, form)
+        now = self.now(subscription["test_clock"])
+        resets = is_now(form.get("billing_cycle_anchor")) or self.resets_itself(subscription, form)
+        closing = self.close_for_reset(subscription, now, behavior) if resets else {}
+        for n, entry in enumerate(entries):
+            self.update_item(subscription, entry, n, "" if resets else behavior)
         merge_metadata(subscription, form)
-        if "cancel_at_period_end" in form:
-            subscription["cancel_at_period_end"] = form["cancel_at_period_end"] == "true"
-        if "cancel_at" in form:
-            at = form["cancel_at"]
-            subscription["cancel_at"] = integer(at, "cancel_at") if at else None
-        anchor = form.get("billing_cycle_anchor")
-        if anchor == "now" or (isinstance(anchor, dict) and anchor.get("type") == "now"):
-            self.reset(subscription, form.get("proration_behavior", "create_prorations"))
+        self.set_end(subscription, form)
+        if resets:
+            self.reset(subscription, closing, now)
+        elif "trial_end" in form:
+            self.set_trial(subscription, form["trial_end"], now, behavior)
+        if behavior == "always_invoice" and any(
+            item["subscription"] == subscription["id"] for item in self.pending(subscription)
+        ):
+            self.invoice(subscription, "subscription_update", [], (subscription["start"], now))
+        self.show_period(subscription)
         self.notify(before, subscription)
         return subscription
 
-    def update_item(self, subscription: Record, entry: Mapping[str, Any], n: int) -> None:
-        """Change, add or remove an item."""
+    def check_update(self, subscription: Record, form: Record) -> None:
+        """Refuse an update that cannot be made, before any of it is."""
+        if subscription["status"] in ("canceled", "incomplete_expired"):
+            message = "A canceled subscription can only update its metadata."
+            if form.keys() - {"metadata"}:
+                raise StripeError(400, message)
+        anchor = form.get("billing_cycle_anchor")
+        flexible = subscription["billing_mode"] == "flexible"
+        if is_now(anchor) and flexible and behavior_of(form) != "always_invoice":
+            raise StripeError(400, RESET, "proration_behavior")
+        self.check_entries(subscription, form.get("items", []))
+
+    def check_entries(self, subscription: Record, entries: Entries) -> None:
+        """Refuse items that would not go together, or none at all."""
+        prices = {item["id"]: item["price"] for item in self.items(subscription)}
+        for n, entry in enumerate(entries):
+            key = entry.get("id", f"new {n}")
+            if "id" in entry and key not in prices:
+                raise StripeError(404, f"No such subscription item: '{key}'", f"items[{n}][id]")
+            if is_true(entry.get("deleted")):
+                prices.pop(key)
+            else:
+                prices[key] = self.entry_price(entry, n)["id"]
+        if not prices:
+            raise StripeError(400, "A subscription must have at least one active item.", "items")
+        check_prices(
+            subscription["billing_mode"], [self.get("price", key) for key in prices.values()]
+        )
+
+    def update_item(
+        self, subscription: Record, entry: Mapping[str, Any], n: int, behavior: str
+    ) -> None:
+        """Change, add or remove an item; without a behavior what it costs is billed elsewhere."""
+        now = self.now(subscription["test_clock"])
         if "id" not in entry:
-            self.add_item(subscription, entry, n)
+            self.enter(subscription, self.add_item(subscription, entry, n, now), behavior)
             return
         item = self.get("subscription_item", entry["id"], f"items[{n}][id]")
-        if entry.get("deleted") == "true":
-            subscription["items"].remove(item["id"])
-            del self.objects["subscription_item"][item["id"]]
+        if is_true(entry.get("deleted")):
+            self.leave(subscription, item, behavior)
+            self.remove_item(subscription, item)
             return
         merge_metadata(item, entry)
-        if "price" in entry:
-            item["price"] = self.get("price", entry["price"], f"items[{n}][price]")["id"]
-        if "quantity" in entry:
-            item["quantity"] = integer(entry["quantity"], "quantity")
+        price, former = self.entry_price(entry, n), self.get("price", item["price"])
+        quantity = (
+            None
+            if is_metered(price)
+            else integer(entry.get("quantity", item["quantity"] or 1), "quantity")
+        )
+        if (price["id"], quantity) == (item["price"], item["quantity"]):
+            return
+        # Usage records go over to a new price without a meter: its period counts on.
+        goes_over = all(is_metered(p) and not p["recurring"]["meter"] for p in (price, former))
+        if not goes_over:
+            self.leave(subscription, item, behavior)
+        item |= {"price": price["id"], "quantity": quantity}
+        if not goes_over:
+            item["changed"] = item["changed"] or price != former
+            same = length(price["recurring"]) == length(former["recurring"])
+            self.enter(subscription, item, behavior, since=item["began"] if same else None)
 
-    def reset(self, subscription: Record, proration_behavior: str) -> None:
-        """End the period now and invoice it at once, without a draft hour."""
-        flexible = subscription["billing_mode"] == "flexible"
-        if flexible and proration_behavior != "always_invoice":
-            message = "This stand-in resets flexible subscriptions with always_invoice only."
-            raise StripeError(400, message, "proration_behavior")
+    def leave(self, subscription: Record, item: Record, behavior: str) -> None:
+        """Settle what an item's price is still due for when it goes in mid-period.
+
+        Classic forgets its usage; flexible bills it as reported by now
+        (docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
+        """
         now = self.now(subscription["test_clock"])
-        invoice = self.invoice(subscription, "subscription_update", subscription["start"], now)
-        subscription.update(latest_invoice=invoice["id"], anchor=now, start=now)
-        subscription["end"] = self.next_end(subscription)
+        if behavior in ("", "none") or self.is_free_now(subscription, item):
+            return
+        if not self.metered(item):
+            self.prorate(subscription, item, now, item["end"], credit=True)
+        elif subscription["billing_mode"] == "flexible":
+            self.bill_usage(subscription, item, now)
+
+    def enter(
+        self, subscription: Record, item: Record, behavior: str, since: int | None = None
+    ) -> None:
+        """Let an item's price take over in mid-period: it counts from now on."""
+        now = self.now(subscription["test_clock"])
+        began = self.shared_start(subscription, item) if since is None else since
+        item |= {"began": now if began is None else began, "counted_from": now}
+        moves = self.meters.readings["changed_start"] == "moves"
+        item["start"] = now if moves else item["began"]
+        item["end"] = self.end_of(subscription, item)
+        if not self.metered(item):
+            item["counted_from"] = None
+            if behavior not in ("", "none") and not self.is_free_now(subscription, item):
+                self.prorate(subscription, item, now, item["end"], credit=False)
+
+    def shared_start(self, subscription: Record, item: Record) -> int | None:
+        """Return where the period of the other items of this interval began, if there are any."""
+        mine = self.get("price", item["price"])["recurring"]
+        for other in self.items(subscription):
+            recurring = self.get("price", other["price"])["recurring"]
+            if other is not item and "began" in other and length(recurring) == length(mine):
+                return int(other["began"])
+        return None
+
+    def is_free_now(self, subscription: Record, item: Record) -> bool:
+        """Say whether an item's running period is a trial, or can never be billed."""
+        free = subscription["status"] == "trialing" or item["current_trial"]
+        return bool(free) or subscription["status"] not in RENEWING
+
+    def set_end(self, subscription: Record, form: Record) -> None:
+        """Set or clear when a subscription is to end, which moves the end of its periods."""
+        if "cancel_at_period_end" in form:
+            subscription["cancel_at_period_end"] = is_true(form["cancel_at_period_end"])
+        if "cancel_at" in form:
+            subscription["cancel_at"] = self.cancellation_time(subscription, form)
+            for item in self.items(subscription):
+                item["end"] = self.end_of(subscription, item)
+            self.show_period(subscription)
+
+    def cancellation_time(self, subscription: Record, form: Record) -> int | None:
+        """Return the time of a `cancel_at`, which may name the end of an item's period."""
+        at = form["cancel_at"]
+        ends = [item["end"] for item in self.items(subscription)]
+        if at in ("min_period_end", "max_period_end"):
+            return int(min(ends) if at == "min_period_end" else max(ends))
+        return integer(at, "cancel_at") if at else None
+
+    # Resets
+
+    def resets_itself(self, subscription: Record, form: Record) -> bool:
+        """Say whether classic resets the anchor without being asked.
+
+        It does for another interval, for a price from zero to more, and for a `cancel_at` before
+        the renewal; flexible never does (docs.stripe.com/billing/subscriptions/billing-mode).
+        """
+        if subscription["billing_mode"] == "flexible" or subscription["status"] != "active":
+            return False
+        if form.get("cancel_at"):
+            at = self.cancellation_time(subscription, form)
+            if at != subscription["cancel_at"] and at and at < subscription["end"]:
+                return True
+        for n, entry in enumerate(form.get("items", [])):
+            if "id" in entry and "price" in entry:
+                item = self.get("subscription_item", entry["id"], f"items[{n}][id]")
+                old, new = self.get("price", item["price"]), self.entry_price(entry, n)
+                if length(old["recurring"]) != length(new["recurring"]):
+                    return True
+                if is_free(old) and not is_free(new):
+                    return True
+        return False
+
+    def close_for_reset(self, subscription: Record, now: int, behavior: str) -> dict[str, Record]:
+        """Return the lines that close the running period, at the prices that ran in it."""
+        closing = {}
+        for item in self.items(subscription):
+            if self.metered(item):
+                closing[item["id"]] = self.closing_line(item, now)
+            elif behavior != "none" and not self.is_free_now(subscription, item):
+                self.prorate(subscription, item, now, item["end"], credit=True)
+        return closing
+
+    def reset(self, subscription: Record, closing: dict[str, Record], now: int) -> None:
+        """Let new periods begin now, and invoice the closed ones without a draft hour."""
+        period = (subscription["start"], now)
+        subscription |= {"anchor": now, "fixed_anchor": False}
+        for item in self.items(subscription):
+            self.begin(subscription, item, now)
+        gone = [line for key, line in closing.items() if key not in subscription["items"]]
+        if subscription["billing_mode"] == "classic":
+            gone = []
+        lines = self.renewal_lines(subscription, self.items(subscription), closing)
+        self.invoice(subscription, "subscription_update", [*gone, *lines], period)
+
+    def renewal_lines(
+        self, subscription: Record, items: list[Record], closing: dict[str, Record]
+    ) -> list[Record]:
+        """Return what is billed where periods meet: usage of the closed, fees of the coming."""
+        lines = []
+        for item in items:
+            if item["id"] in closing:
+                lines.append(closing[item["id"]])
+            if not self.metered(item) and subscription["status"] != "trialing":
+                lines.append(self.coming_line(item))
+        return lines
+
+    # Trials
+
+    def set_trial(self, subscription: Record, given: object, now: int, behavior: str) -> None:
+        """Begin a trial now, which ends the running period, or move or end the one that runs."""
+        if subscription["status"] == "trialing":
+            if given == "now":
+                subscription["trial_end"] = now
+                self.end_trial(subscription, now)
+            else:
+                self.move_trial(subscription, future(given, now))
+        elif given != "now":
+            self.begin_trial(subscription, future(given, now), now, behavior)
+
+    def move_trial(self, subscription: Record, trial_end: int) -> None:
+        """Let a trial end at another time, with the anchor unless that lies later."""
+        subscription["trial_end"] = trial_end
+        if not subscription["fixed_anchor"] or subscription["anchor"] < trial_end:
+            subscription["anchor"] = trial_end
+        for item in self.items(subscription):
+            item["end"] = self.end_of(subscription, item)
+
+    def begin_trial(self, subscription: Record, trial_end: int, now: int, behavior: str) -> None:
+        """End the running period with a trial; classic invoices it, flexible lets it wait."""
+        period, classic = (subscription["start"], now), subscription["billing_mode"] == "classic"
+        closing = {}
+        if classic:
+            closing = self.close_for_reset(subscription, now, behavior)
+        else:
+            for item in self.items(subscription):
+                self.leave(subscription, item, behavior)
+        subscription |= {"status": "trialing", "trial_start": now, "trial_end": trial_end}
+        subscription |= {"anchor": trial_end, "fixed_anchor": False}
+        for item in self.items(subscription):
+            self.begin(subscription, item, now)
+        if classic:
+            lines = self.renewal_lines(subscription, self.items(subscription), closing)
+            self.invoice(subscription, "subscription_update", lines, period)
+
+    def end_trial(self, subscription: Record, now: int) -> None:
+        """Let billing begin now; what is due in advance is invoiced at once."""
+        period = (subscription["start"], now)
+        closing = self.closings(subscription, self.items(subscription), now)
+        subscription["status"] = "active"
+        if not subscription["fixed_anchor"] or subscription["anchor"] <= now:
+            subscription["anchor"] = now
+        for item in self.items(subscription):
+            self.begin(subscription, item, now)
+        lines = self.renewal_lines(subscription, self.items(subscription), closing)
+        if lines or subscription["billing_mode"] == "classic":
+            self.invoice(subscription, "subscription_update", lines, period)
+
+    def set_item_trial(self, item: Record, wanted: Record | None) -> Record:
+        """Give an item a trial of its own, or end the one that it has."""
+        subscription = self.get("subscription", item["subscription"])
+        if subscription["billing_mode"] != "flexible":
+            message = "Only items of flexible subscriptions have periods of their own."
+            raise StripeError(400, message, "current_trial")
+        before, now = deepcopy(self.state(subscription)), self.now(item["test_clock"])
+        if wanted is not None:
+            self.leave(subscription, item, "create_prorations")
+            end = future(wanted.get("end_date"), now)
+            offer = wanted.get("trial_offer", "trialoffer_1")
+            wanted = {"start_date": now, "end_date": end, "trial_offer": offer}
+        item["current_trial"] = wanted
+        self.begin(subscription, item, now)
+        self.notify(before, subscription)
+        return item
+
+    # Ends and statuses
 
     def cancel_subscription(self, subscription: Record, form: Record) -> Record:
         """Cancel at once; metered usage is billed with `invoice_now` only."""
         now = self.now(subscription["test_clock"])
-        if form.get("invoice_now") == "true":
-            self.invoice(subscription, "subscription_update", subscription["start"], now)
+        if form.get("prorate") == "true":
+            for item in self.items(subscription):
+                if not self.metered(item) and not self.is_free_now(subscription, item):
+                    self.prorate(subscription, item, now, item["end"], credit=True)
+        if form.get("invoice_now") == "true" and subscription["status"] in RENEWING:
+            closing = self.closings(subscription, self.items(subscription), now)
+            period = (subscription["start"], now)
+            self.invoice(subscription, "subscription_update", list(closing.values()), period)
         self.end(subscription, now)
         return subscription
 
     def end(self, subscription: Record, at: int) -> None:
         """End a subscription and tell."""
-        subscription.update(status="canceled", ended_at=at)
+        subscription |= {"status": "canceled", "canceled_at": at, "ended_at": at}
         state = deepcopy(self.state(subscription))
         self.tell("customer.subscription.deleted", state, state)
 
-    # Usage records
-
-    def create_usage_record(self, item: Record, form: Record) -> Record:
-        """Set or increment the usage at one instant of the running period."""
-        subscription = self.get("subscription", item["subscription"])
-        if subscription["status"] == "canceled":
-            raise missing("subscription_item", item["id"], "subscription_item")
-        price = self.get("price", item["price"])
-        if price["recurring"]["usage_type"] != "metered":
-            raise StripeError(400, "Usage records need a metered price.", "subscription_item")
-        if price["recurring"]["meter"]:
-            raise StripeError(400, NOT_LEGACY.format(item["id"]), "subscription_item")
-        quantity = integer(form.get("quantity"), "quantity")
-        if quantity < 0:
-            raise StripeError(400, "This value must be greater than or equal to 0.", "quantity")
+    def set_status(self, subscription: Record, status: object) -> Record:
+        """Let a subscription be paused, unpaid, incomplete or active, as payments make it."""
+        before = deepcopy(self.state(subscription))
+        subscription["status"] = choice(status, "status", *STATUSES)
         now = self.now(subscription["test_clock"])
-        given = form.get("timestamp", "now")
-        timestamp = now if given == "now" else integer(given, "timestamp")
-        if timestamp <= subscription["start"]:
-            raise StripeError(400, CLOSED, "timestamp")
-        if timestamp > now:
-            message = "Cannot create the usage record with a timestamp in the future."
-            raise StripeError(400, message, "timestamp")
-        action = form.get("action", "increment")
-        if action not in ("set", "increment"):
-            raise StripeError(400, "Invalid action: must be set or increment", "action")
-        records = self.records[item["id"]]
-        records[timestamp] = quantity + (records.get(timestamp, 0) if action == "increment" else 0)
-        return {
-            "id": f"mbur_{item['id']}_{timestamp}",
-            "object": "usage_record",
-            "livemode": False,
-            "quantity": quantity,
-            "subscription_item": item["id"],
-            "timestamp": timestamp,
-        }
+        if status in RENEWING and any(i["end"] <= now for i in self.items(subscription)):
+            # What is resumed after its period is over begins anew; the time between is free.
+            subscription["anchor"] = now
+            for item in self.items(subscription):
+                self.begin(subscription, item, now)
+        self.notify(before, subscription)
+        return subscription
 
-    def usage(self, item: str, start: int, end: int) -> int:
-        """Return the sum of the usage in (start, end]."""
-        return sum(q for at, q in self.records[item].items() if start < at <= end)
+    # Renewals and a schedule's switch
 
-    def usage_summaries(self, item: Record) -> list[Record]:
-        """Return the usage of each period, the running one first."""
-        subscription = self.get("subscription", item["subscription"])
-        periods = [(None, subscription["start"], subscription["end"])]
-        for invoice in reversed(self.all("invoice")):
-            for line in invoice["lines"]:
-                if line["item"] == item["id"] and line["start"] < line["end"]:
-                    periods.append((invoice["id"], line["start"], line["end"]))
-        return [
-            {
-                "id": f"sis_{item['id']}_{start}",
-                "object": "usage_record_summary",
-                "invoice": invoice,
-                "livemode": False,
-                "period": {"start": start, "end": end},
-                "subscription_item": item["id"],
-                "total_usage": self.usage(item["id"], start, end),
-            }
-            for invoice, start, end in periods
-        ]
+    def switch_at_renewal(self, subscription: Record, entries: Entries) -> Record:
+        """Keep what a schedule's next phase has, until the running period ends."""
+        self.check_entries(subscription, entries)
+        subscription["switch"] = entries
+        return subscription
 
-    # Invoices and time
+    def closings(
+        self, subscription: Record, items: list[Record], at: int, draft: bool = False
+    ) -> dict[str, Record]:
+        """Return the lines that close metered items' periods; usage in a trial is free."""
+        closing = {}
+        for item in items:
+            free = self.is_free_now(subscription, item)
+            if self.metered(item) and (not free or self.meters.readings["trial_line"] == "zero"):
+                closing[item["id"]] = self.closing_line(item, at, free, draft)
+        return closing
 
-    def invoice(self, subscription: Record, reason: str, start: int, end: int) -> Record:
-        """Bill the metered usage of (start, end]; only a renewal's invoice starts as a draft."""
-        items = [self.get("subscription_item", key) for key in subscription["items"]]
-        lines = [
-            {"item": item["id"], "price": item["price"], "start": start, "end": end}
-            | {"quantity": Decimal(item["quantity"] or 0), "amount": 0}
-            for item in items
-        ]
-        invoice = self.add(
-            "invoice",
-            "in",
-            accepted_at=end,
-            billing_reason=reason,
-            customer=subscription["customer"],
-            lines=lines,
-            period_end=end,
-            period_start=start,
-            status="draft",
-            subscription=subscription["id"],
-            test_clock=subscription["test_clock"],
-        )
-        invoice["created"] = end
-        self.refresh(invoice)
-        subscription["latest_invoice"] = invoice["id"]
-        if reason != "subscription_cycle":
-            self.finalize(invoice)
-        if self.tell("invoice.created", invoice, invoice):
-            invoice["accepted_at"] = None
-        return invoice
+    def renew(self, subscription: Record, at: int) -> None:
+        """Close the periods that end now with a draft, and start the next ones or end."""
+        before = deepcopy(self.state(subscription))
+        period = (subscription["start"], at)
+        if self.is_over(subscription, at):
+            items = self.items(subscription)
+            lines = list(self.closings(subscription, items, at, draft=True).values())
+            if lines or self.pending(subscription):
+                self.invoice(subscription, "subscription_cycle", lines, period, draft=True)
+            self.end(subscription, at)
+            return
+        ending = [item for item in self.items(subscription) if item["end"] == at]
+        closing = self.closings(subscription, ending, at, draft=True)
+        if subscription["status"] == "trialing" and subscription["trial_end"] == at:
+            subscription["status"] = "active"
+        gone, switched = [], subscription["switch"] is not None and at == subscription["end"]
+        if switched:
+            gone = self.switch(subscription, ending, closing, at)
+        for item in ending:
+            item["current_trial"] = None
+            self.begin(subscription, item, at)
+        lines = self.renewal_lines(subscription, ending, closing)
+        self.invoice_renewal(subscription, gone, lines, period, switched)
+        self.notify(before, subscription)
 
-    def refresh(self, invoice: Record) -> None:
-        """Count the metered usage of an invoice's lines and sum them up."""
-        for line in invoice["lines"]:
-            price = self.get("price", line["price"])
-            if price["recurring"]["meter"]:
-                who, meter = invoice["customer"], price["recurring"]["meter"]
-                line["quantity"] = self.meters.usage(meter, who, line["start"], line["end"])
-            elif price["recurring"]["usage_type"] == "metered":
-                line["quantity"] = Decimal(self.usage(line["item"], line["start"], line["end"]))
-            amount = (line["quantity"] * price["unit_amount"]).quantize(Decimal(1), ROUND_HALF_UP)
-            line["amount"] = int(amount)
-        invoice["total"] = sum(line["amount"] for line in invoice["lines"])
+    def is_over(self, subscription: Record, at: int) -> bool:
+        """Say whether a subscription ends here."""
+        last = max(item["end"] for item in self.items(subscription))
+        asked = subscription["cancel_at_period_end"] and at >= last
+        return bool(asked) or subscription["cancel_at"] == at
 
-    def finalize(self, invoice: Record) -> None:
-        """Count once more and close a draft; one over nothing is paid at once."""
-        self.refresh(invoice)
-        invoice["status"] = "open" if invoice["total"] else "paid"
+    def switch(
+        self,
+        subscription: Record,
+        ending: list[Record],
+        closing: dict[str, Record],
+        at: int,
+    ) -> list[Record]:
+        """Let a schedule's next phase take over; return the lines of what it replaces."""
+        entries, subscription["switch"] = subscription["switch"], None
+        intervals = [self.get("price", item["price"])["recurring"] for item in ending]
+        gone = []
+        for n, entry in enumerate(entries):
+            if "id" not in entry:
+                ending.append(self.add_item(subscription, entry, n, at))
+                continue
+            item = self.get("subscription_item", entry["id"], f"items[{n}][id]")
+            price = self.entry_price(entry, n)
+            if is_true(entry.get("deleted")) or price["id"] != item["price"]:
+                gone += [closing.pop(item["id"])] if item["id"] in closing else []
+            if is_true(entry.get("deleted")):
+                ending[:] = [other for other in ending if other is not item]
+                self.remove_item(subscription, item)
+                continue
+            merge_metadata(item, entry)
+            quantity = integer(entry.get("quantity", item["quantity"] or 1), "quantity")
+            item |= {"price": price["id"], "quantity": None if is_metered(price) else quantity}
+        same = [self.get("price", item["price"])["recurring"] for item in ending]
+        if subscription["billing_mode"] == "classic" and set(map(length, same)) != set(
+            map(length, intervals)
+        ):
+            subscription["anchor"] = at
+        return gone
+
+    def invoice_renewal(
+        self,
+        subscription: Record,
+        gone: list[Record],
+        lines: list[Record],
+        period: tuple[int, int],
+        switched: bool,
+    ) -> None:
+        """Invoice a renewal; classic gives what a schedule replaced an invoice of its own."""
+        switch_reason = self.meters.readings["switch_reason"]
+        if gone and subscription["billing_mode"] == "classic":
+            self.invoice(subscription, switch_reason, gone, period, draft=True)
+            gone, switched_reason = [], "subscription_cycle"
+            if not lines and not self.pending(subscription):
+                return
+        else:
+            switched_reason = switch_reason
+        reason = switched_reason if switched else "subscription_cycle"
+        self.invoice(subscription, reason, [*gone, *lines], period, draft=True)
+
+    # Time
 
     def advance(self, test_clock: Record, frozen_time: int) -> Record:
         """Move a test clock, and all that hangs on it, forward."""
@@ -399,39 +660,24 @@ class Account:
         """Return what has come due, with its time."""
         found: list[tuple[int, Callable[[], None]]] = []
         for invoice in self.all("invoice"):
-            at = self.finalization(invoice)
-            if invoice["status"] == "draft" and at <= self.now(invoice["test_clock"]):
-                found.append((at, lambda invoice=invoice: self.finalize(invoice)))  # type: ignore[misc]
+            if invoice["status"] == "draft":
+                at = self.finalization(invoice)
+                if at <= self.now(invoice["test_clock"]):
+                    found.append((at, lambda i=invoice, at=at: self.finalize(i, at)))  # type: ignore[misc]
         for subscription in self.all("subscription"):
-            at = min(subscription["end"], subscription["cancel_at"] or subscription["end"])
-            running = subscription["status"] == "active"
-            if running and at <= self.now(subscription["test_clock"]):
-                found.append((at, lambda s=subscription, at=at: self.renew(s, at)))  # type: ignore[misc]
+            if subscription["status"] in RENEWING:
+                at = subscription["due"]
+                if at <= self.now(subscription["test_clock"]):
+                    found.append((at, lambda s=subscription, at=at: self.renew(s, at)))  # type: ignore[misc]
         return found
-
-    def finalization(self, invoice: Record) -> int:
-        """Return when a draft is due: an hour after its event was taken, in 72 h at most."""
-        latest = int(invoice["created"]) + HOLD_SECONDS
-        accepted = invoice["accepted_at"]
-        return latest if accepted is None else min(int(accepted) + DRAFT_SECONDS, latest)
-
-    def renew(self, subscription: Record, at: int) -> None:
-        """Close the period with a draft invoice, and start the next one or end."""
-        before = deepcopy(self.state(subscription))
-        self.invoice(subscription, "subscription_cycle", subscription["start"], at)
-        if subscription["cancel_at_period_end"] or subscription["cancel_at"] == at:
-            self.end(subscription, at)
-            return
-        subscription["start"] = at
-        subscription["end"] = self.next_end(subscription)
-        self.notify(before, subscription)
 
     # What a subscription looks like
 
     def state(self, subscription: Record) -> Record:
         """Return a subscription with its items and their prices in place."""
-        items = [self.get("subscription_item", key) for key in subscription["items"]]
-        whole = [{**item, "price": self.get("price", item["price"])} for item in items]
+        whole = [
+            {**item, "price": self.get("price", item["price"])} for item in self.items(subscription)
+        ]
         return {**subscription, "items": whole}
 
     def notify(self, before: Record, subscription: Record) -> None:
@@ -441,230 +687,42 @@ class Account:
             self.tell("customer.subscription.updated", after, before)
 
 
-class Meters:
-    """Billing Meters and their events.
-
-    What Stripe leaves unknown can be read either way: whether "last" goes by `timestamp` or by
-    `arrival`, whether the `first` or the `last` of equal timestamps wins, and whether an event
-    at a boundary counts in the `earlier` or the `later` period.
-    """
-
-    def __init__(self, account: Account) -> None:
-        self.account = account
-        self.events: list[Record] = []
-        self.identifiers: set[str] = set()
-        self.errors: list[Record] = []
-        self.readings = {"last_by": "timestamp", "tie": "first", "boundary": "later"}
-
-    def create(self, form: Record, version: str) -> Record:
-        """Create a Billing Meter; the formula `last` is younger than acacia."""
-        formula = form.get("default_aggregation", {}).get("formula")
-        formulas = ("sum", "count", "last") if version >= BASIL else ("sum", "count")
-        if formula not in formulas:
-            message = f"Invalid default_aggregation[formula]: must be one of {', '.join(formulas)}"
-            raise StripeError(400, message, "default_aggregation[formula]")
-        if any(m["event_name"] == form.get("event_name") for m in self.account.all("meter")):
-            raise StripeError(400, "An active meter with this event_name exists.", "event_name")
-        meter = self.account.add(
-            "meter",
-            "mtr",
-            customer_mapping=form.get(
-                "customer_mapping", {"event_payload_key": "stripe_customer_id", "type": "by_id"}
-            ),
-            default_aggregation={"formula": formula},
-            display_name=form.get("display_name"),
-            event_name=form.get("event_name"),
-            status="active",
-            value_settings=form.get("value_settings", {"event_payload_key": "value"}),
-        )
-        del meter["metadata"]
-        return meter
-
-    def send(self, form: Record) -> Record:
-        """Take an event; what it names is checked later."""
-        payload, identifier = form.get("payload", {}), form.get("identifier")
-        if identifier in self.identifiers:
-            message = f"An event already exists with identifier {identifier}."
-            raise StripeError(400, message, "identifier")
-        meters = [m for m in self.account.all("meter") if m["event_name"] == form["event_name"]]
-        key = meters[0]["customer_mapping"]["event_payload_key"] if meters else None
-        who = self.account.objects.get("customer", {}).get(payload.get(key))
-        now = self.account.now(who["test_clock"] if who else None)
-        at = integer(form.get("timestamp", now), "timestamp")
-        if who and not now - 35 * 86_400 <= at <= now + 300:
-            message = "The timestamp must be within the past 35 days or up to 5 minutes ahead."
-            raise StripeError(400, message, "timestamp")
-        event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
-        if meters and who:
-            value = decimal_value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
-            self.events.append(event | {"meter": meters[0]["id"], "who": who["id"], "value": value})
-        else:
-            self.errors.append(event)
-        identifier = identifier or f"event-{len(self.events) + len(self.errors)}"
-        self.identifiers.add(identifier)
-        shown = {"object": "billing.meter_event", "created": now, "livemode": False}
-        return event | shown | {"identifier": identifier}
-
-    def usage(self, meter: str, who: str, start: int, end: int) -> Decimal:
-        """Return what a meter counts for a customer in a period."""
-        early, late = (0, 1) if self.readings["boundary"] == "earlier" else (-1, 0)
-        found = [
-            (event["timestamp"], n, event["value"])
-            for n, event in enumerate(self.events)
-            if (event["meter"], event["who"]) == (meter, who)
-            and start + early < event["timestamp"] < end + late
-        ]
-        formula = self.account.get("meter", meter)["default_aggregation"]["formula"]
-        if formula == "count":
-            return Decimal(len(found))
-        if formula == "sum":
-            return max(Decimal(0), sum((value for _, _, value in found), Decimal(0)))
-        if self.readings["last_by"] == "arrival":
-            found = [(n, n, value) for _, n, value in found]
-        sign = 1 if self.readings["tie"] == "last" else -1
-        return max(
-            found, key=lambda event: (event[0], sign * event[1]), default=(0, 0, Decimal(0))
-        )[2]
-
-    def summary(self, meter: str, query: Record) -> Record:
-        """Return a meter's event summary for a customer and time."""
-        start = integer(query.get("start_time"), "start_time")
-        end = integer(query.get("end_time"), "end_time")
-        for name, second in (("start_time", start), ("end_time", end)):
-            if second % 60:
-                raise StripeError(400, "This value must align with minute boundaries.", name)
-        who = self.account.get("customer", query.get("customer"), "customer")["id"]
-        return {
-            "id": f"mtrusg_{meter}_{start}",
-            "object": "billing.meter_event_summary",
-            "aggregated_value": float(self.usage(meter, who, start, end)),
-            "start_time": start,
-            "end_time": end,
-            "livemode": False,
-            "meter": meter,
-        }
+def check_prices(mode: str, prices: list[Record]) -> None:
+    """Refuse prices that a billing mode does not take."""
+    if mode == "classic" and len({length(price["recurring"]) for price in prices}) > 1:
+        raise StripeError(400, ONE_INTERVAL, "items")
+    legacy = any(is_metered(price) and not price["recurring"]["meter"] for price in prices)
+    if mode == "flexible" and legacy:
+        raise StripeError(400, LEGACY, "items")
 
 
-def decimal_value(text: object) -> Decimal:
-    """Return a meter event's value, a plain decimal of at most 15 digits."""
-    if not re.fullmatch(r"-?\d+(\.\d+)?", str(text)) or len(re.sub(r"\D", "", str(text))) > 15:
-        raise StripeError(400, f"Invalid value: {text}", "payload")
-    return Decimal(str(text))
+def behavior_of(form: Record) -> str:
+    """Return what a form says of prorations, or the default."""
+    given = form.get("proration_behavior", BEHAVIORS[0])
+    return choice(given, "proration_behavior", *BEHAVIORS)
 
 
-def merge_metadata(record: Record, form: Mapping[str, Any]) -> None:
-    """Merge a form's metadata; an empty value removes a key."""
-    merged = {**record["metadata"], **form.get("metadata", {})}
-    record["metadata"] = {key: value for key, value in merged.items() if value != ""}
+def is_true(value: object) -> bool:
+    """Read a form's truth value, or JSON's."""
+    return value is True or value == "true"
 
 
-def render_price(price: Record) -> Record:
-    """Return a price as the API does."""
-    return {"object": "price", **price, "unit_amount_decimal": str(price["unit_amount"])}
+def is_now(anchor: object) -> bool:
+    """Read `billing_cycle_anchor`, which is an object since 2026-09-30.endive."""
+    return anchor == "now" or (isinstance(anchor, dict) and anchor.get("type") == "now")
 
 
-def render_item(item: Record, subscription: Record, version: str) -> Record:
-    """Return a subscription item; since basil it carries the period."""
-    hidden = {"livemode", "test_clock"} | ({"quantity"} if item["quantity"] is None else set())
-    shown = {key: value for key, value in item.items() if key not in hidden}
-    shown |= {"object": "subscription_item", "price": render_price(item["price"])}
-    if version >= BASIL:
-        shown["current_period_start"] = subscription["start"]
-        shown["current_period_end"] = subscription["end"]
-    return shown
+def future(value: object, now: int) -> int:
+    """Return when a trial is to end."""
+    at = integer(value, "trial_end")
+    if at <= now:
+        raise StripeError(400, "Invalid timestamp: must be an integer in the future.", "trial_end")
+    return at
 
 
-def render_subscription(state: Record, version: str) -> Record:
-    """Return a subscription in a version's shape, with its first ten items."""
-    items = [render_item(item, state, version) for item in state["items"]]
-    hidden = ("anchor", "start", "end", "billing_mode")
-    shown = {key: value for key, value in state.items() if key not in hidden}
-    shown |= {
-        "object": "subscription",
-        "billing_cycle_anchor": state["anchor"],
-        "items": {
-            "object": "list",
-            "data": items[:EVENT_ITEMS],
-            "has_more": len(items) > EVENT_ITEMS,
-            "url": f"/v1/subscription_items?subscription={state['id']}",
-        },
-    }
-    if version >= BASIL:
-        return shown | {"billing_mode": {"type": state["billing_mode"]}}
-    return shown | {"current_period_start": state["start"], "current_period_end": state["end"]}
-
-
-def render_lines(invoice: Record, price_of: Callable[[str], Record], version: str) -> list[Record]:
-    """Return an invoice's lines in a version's shape."""
-    return [
-        {
-            "id": f"il_{invoice['id']}_{line['item']}",
-            "object": "line_item",
-            "amount": line["amount"],
-            "currency": price_of(line["price"])["currency"],
-            "quantity": int(line["quantity"]),
-            "period": {"start": line["start"], "end": line["end"]},
-            **line_references(line, invoice, price_of, version),
-        }
-        for line in invoice["lines"]
-    ]
-
-
-def render_invoice(invoice: Record, price_of: Callable[[str], Record], version: str) -> Record:
-    """Return an invoice in a version's shape, with its first ten lines."""
-    lines = render_lines(invoice, price_of, version)
-    shown = {key: value for key, value in invoice.items() if key != "accepted_at"}
-    shown |= {"object": "invoice", "amount_due": invoice["total"], "currency": "usd"}
-    shown["lines"] = {
-        "object": "list",
-        "data": lines[:EVENT_ITEMS],
-        "has_more": len(lines) > EVENT_ITEMS,
-        "url": f"/v1/invoices/{invoice['id']}/lines",
-    }
-    if version >= BASIL:
-        subscription = shown.pop("subscription")
-        shown["parent"] = {
-            "type": "subscription_details",
-            "subscription_details": {"subscription": subscription},
-        }
-    return shown
-
-
-def line_references(
-    line: Record, invoice: Record, price_of: Callable[[str], Record], version: str
-) -> Record:
-    """Return what an invoice line refers to, where the version puts it."""
-    price = price_of(line["price"])
-    if version < BASIL:
-        return {
-            "price": render_price(price),
-            "subscription": invoice["subscription"],
-            "subscription_item": line["item"],
-        }
-    details = {"subscription": invoice["subscription"], "subscription_item": line["item"]}
-    return {
-        "quantity_decimal": str(line["quantity"]),
-        "parent": {"type": "subscription_item_details", "subscription_item_details": details},
-        "pricing": {
-            "type": "price_details",
-            "price_details": {"price": price["id"], "product": price["product"]},
-        },
-    }
-
-
-def previous_attributes(before: Record, after: Record) -> Record:
-    """Return the old values of what changed between two renderings of an object."""
-    previous: Record = {}
-    for key in before.keys() | after.keys():
-        old: Any = before.get(key)
-        new: Any = after.get(key)
-        if old == new:
-            continue
-        if key == "metadata":
-            names = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
-            previous[key] = {name: old.get(name) for name in names}
-        elif key == "items":
-            previous[key] = {"data": old["data"]}
-        else:
-            previous[key] = old
-    return previous
+def trial_end_of(form: Record, now: int) -> int | None:
+    """Return when the trial of a new subscription ends, if it has one."""
+    if form.get("trial_end", "now") != "now":
+        return future(form["trial_end"], now)
+    days = integer(form.get("trial_period_days", 0), "trial_period_days")
+    return now + days * DAY if days and "trial_end" not in form else None

@@ -123,6 +123,8 @@ class Stripe(StandIn):
 
     def seed(self, *items: dict[str, str], **form: Any) -> str:
         """Create a subscription at START and let a day pass; return its id."""
+        if self.account is None:  # in a process of its own; see `stripe_fake`
+            self.fake("POST", "lists", {"test_clocks": True})
         clock = self.call("POST", "test_helpers/test_clocks", frozen_time=START)
         customer = self.call("POST", "customers", test_clock=clock["id"])
         product = self.call("POST", "products", name="Epsilon")
@@ -243,6 +245,8 @@ def stripe_fake() -> Iterator[Stripe]:
     application = stripe_api.create_app()
     server = serve(application)
     account = application.extensions["api"].account
+    # The tests' subscriptions live on test clocks, which `flask report` would not list.
+    account.lists_test_clocks = True
     yield Stripe(f"http://127.0.0.1:{server.server_port}", account=account)
     server.shutdown()
     server.server_close()

@@ -1,5 +1,6 @@
 """The OpenMeter stand-in keeps OpenMeter's own rules."""
 
+import time
 from typing import Any
 from urllib.parse import urlencode
 
@@ -145,3 +146,17 @@ def test_a_token_is_wanted_where_one_is_set() -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_event_is_seen_only_after_the_lag(
+    openmeter_fake: OpenMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = time.time()
+    monkeypatch.setattr("time.time", lambda: sent)
+    openmeter_fake.use("c1", 1, time=NOON)
+    openmeter_fake.fake("POST", "lag", {"seconds": 5})
+    assert query(openmeter_fake, subject="c1") == []
+    monkeypatch.setattr("time.time", lambda: sent + 4)
+    assert query(openmeter_fake, subject="c1") == []
+    monkeypatch.setattr("time.time", lambda: sent + 5)
+    assert query(openmeter_fake, subject="c1")[0]["value"] == 1

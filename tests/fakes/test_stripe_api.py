@@ -14,9 +14,9 @@ import pytest
 from flask import Flask, request
 from stripe import WebhookSignature
 
-from fakes import stripe_billing as billing
 from fakes.processes import Failed, call, wait_for
 from fakes.stripe_api import Api, create_app
+from fakes.stripe_periods import add_intervals
 from tests.conftest import ACACIA, DAY, END, ENDIVE, KEY, SECRET, START, Stripe, serve
 
 HOUR = 3_600
@@ -140,7 +140,7 @@ def test_months_keep_the_anchors_day(start: str, ends: list[str]) -> None:
     def at(text: str) -> int:
         return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
 
-    found = [billing.add_intervals(at(start), "month", n) for n in (1, 2)]
+    found = [add_intervals(at(start), "month", n) for n in (1, 2)]
     assert found == [at(end) for end in ends]
 
 
@@ -156,7 +156,8 @@ def test_a_reset_invoices_at_once_what_had_been_reported(stripe: Stripe, anchor:
 
 
 def test_a_flexible_subscription_is_reset_with_always_invoice_only(stripe_fake: Stripe) -> None:
-    stripe_fake.seed(**{"billing_mode[type]": "flexible"})
+    price = stripe_fake.metered_price()
+    stripe_fake.seed({"price": price}, **{"billing_mode[type]": "flexible"})
     path = f"subscriptions/{stripe_fake.ids['subscription']}"
     with pytest.raises(Failed, match="always_invoice"):
         stripe_fake.call("POST", path, billing_cycle_anchor="now")

@@ -1,0 +1,200 @@
+"""Billing Meters and their events, and what Stripe's documents leave open."""
+
+import re
+from decimal import Decimal
+
+from fakes.stripe_store import BASIL, Record, Store, StripeError, choice, integer, missing
+
+WINDOWS = {"hour": 3_600, "day": 86_400}
+# What Stripe leaves open, with what it may be; the first of each holds unless it is told.
+READINGS = {
+    "last_by": ("timestamp", "arrival"),
+    "tie": ("first", "last"),
+    "boundary": ("later", "earlier"),
+    "changed_start": ("stays", "moves"),
+    "changed_recount": ("frozen", "recounted"),
+    "switch_reason": ("subscription_cycle", "subscription_update"),
+    "trial_line": ("absent", "zero"),
+}
+
+
+class Meters:
+    """Billing Meters and their events.
+
+    What Stripe leaves unknown can be read either way: whether "last" goes by `timestamp` or by
+    `arrival`, whether the `first` or the `last` of equal timestamps wins, and whether an event
+    at a boundary counts in the `earlier` or the `later` period. An event counts only some
+    seconds after it was taken, for Stripe works on them later.
+    """
+
+    def __init__(self, account: Store) -> None:
+        self.account = account
+        self.events: list[Record] = []
+        self.identifiers: set[str] = set()
+        self.errors: list[Record] = []
+        self.readings: Record = {name: known[0] for name, known in READINGS.items()}
+        self.readings["counts_after_seconds"] = 0
+
+    def choose(self, wanted: Record) -> Record:
+        """Set readings, all or none, and return them all."""
+        for name, value in wanted.items():
+            if name == "counts_after_seconds":
+                integer(value, name)
+            elif name not in READINGS:
+                raise missing("reading", name, name)
+            else:
+                choice(value, name, *READINGS[name])
+        self.readings |= wanted
+        return self.readings
+
+    def create(self, form: Record, version: str) -> Record:
+        """Create a Billing Meter; the formula `last` is younger than acacia."""
+        formula = form.get("default_aggregation", {}).get("formula")
+        formulas = ("sum", "count", "last") if version >= BASIL else ("sum", "count")
+        choice(formula, "default_aggregation[formula]", *formulas)
+        window = form.get("event_time_window")
+        if window is not None:
+            choice(window, "event_time_window", *WINDOWS)
+        if self.active(form.get("event_name")):
+            raise StripeError(400, "An active meter with this event_name exists.", "event_name")
+        meter = self.account.add(
+            "meter",
+            "mtr",
+            customer_mapping=form.get(
+                "customer_mapping", {"event_payload_key": "stripe_customer_id", "type": "by_id"}
+            ),
+            default_aggregation={"formula": formula},
+            display_name=form.get("display_name"),
+            event_name=form.get("event_name"),
+            event_time_window=window,
+            status="active",
+            value_settings=form.get("value_settings", {"event_payload_key": "value"}),
+        )
+        del meter["metadata"]
+        return meter
+
+    def active(self, event_name: object) -> list[Record]:
+        """Return the meter that takes events of a name, if there is one."""
+        named = [m for m in self.account.all("meter") if m["event_name"] == event_name]
+        return [meter for meter in named if meter["status"] == "active"]
+
+    def set_status(self, meter: Record, status: str) -> Record:
+        """Deactivate a meter or activate it again, unless another took its events since."""
+        if status == "active" and meter not in (self.active(meter["event_name"]) or [meter]):
+            raise StripeError(400, "An active meter with this event_name exists.", "event_name")
+        meter["status"] = status
+        return meter
+
+    def send(self, form: Record) -> Record:
+        """Take an event; what it names is checked later."""
+        payload, identifier = form.get("payload", {}), form.get("identifier")
+        if identifier in self.identifiers:
+            message = f"An event already exists with identifier {identifier}."
+            raise StripeError(400, message, "identifier")
+        named = [m for m in self.account.all("meter") if m["event_name"] == form["event_name"]]
+        meters = self.active(form["event_name"]) or named[-1:]
+        key = meters[0]["customer_mapping"]["event_payload_key"] if meters else None
+        who = self.account.objects.get("customer", {}).get(payload.get(key))
+        now = self.account.now(who["test_clock"] if who else None)
+        at = integer(form.get("timestamp", now), "timestamp")
+        if who and not now - 35 * 86_400 <= at <= now + 300:
+            message = "The timestamp must be within the past 35 days or up to 5 minutes ahead."
+            raise StripeError(400, message, "timestamp")
+        event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
+        if meters and who and meters[0]["status"] == "active":
+            value = decimal_value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
+            found = {"meter": meters[0]["id"], "who": who["id"], "value": value}
+            self.events.append(event | found | {"arrived": now})
+        else:
+            self.errors.append(event | {"code": error_code(meters)})
+        identifier = identifier or f"event-{len(self.events) + len(self.errors)}"
+        self.identifiers.add(identifier)
+        shown = {"object": "billing.meter_event", "created": now, "livemode": False}
+        return event | shown | {"identifier": identifier}
+
+    def window(self, start: int, end: int) -> tuple[int, int]:
+        """Return the seconds from .. to (not included) that count in a period."""
+        shift = 1 if self.readings["boundary"] == "earlier" else 0
+        return start + shift, end + shift
+
+    def usage(self, meter: str, who: str, start: int, end: int) -> Decimal:
+        """Return what a meter counts for a customer in a period."""
+        return self.count(meter, who, self.window(start, end))
+
+    def count(
+        self,
+        meter: str,
+        who: str,
+        window: tuple[int, int],
+        as_of: int | None = None,
+        before: int | None = None,
+    ) -> Decimal:
+        """Return what a meter counts of what it had worked on `as_of` a time (and `before` one)."""
+        if as_of is None:
+            as_of = self.account.now(self.account.get("customer", who)["test_clock"])
+        lag = int(self.readings["counts_after_seconds"])
+        known = [
+            (event["timestamp"], n, event["value"])
+            for n, event in enumerate(self.events)
+            if (event["meter"], event["who"]) == (meter, who)
+            and event["arrived"] + lag <= as_of
+            and (before is None or event["arrived"] + lag < before)
+        ]
+        found = self.in_time_windows(meter, known)
+        return self.aggregate(meter, [e for e in found if window[0] <= e[0] < window[1]])
+
+    def in_time_windows(
+        self, meter: str, events: list[tuple[int, int, Decimal]]
+    ) -> list[tuple[int, int, Decimal]]:
+        """Return the last received event of each hour or day, where a meter has such windows."""
+        name = self.account.get("meter", meter)["event_time_window"]
+        if name is None:
+            return events
+        return list({event[0] // WINDOWS[name]: event for event in events}.values())
+
+    def aggregate(self, meter: str, found: list[tuple[int, int, Decimal]]) -> Decimal:
+        """Return what a meter's formula makes of events: timestamp, turn and value of each."""
+        formula = self.account.get("meter", meter)["default_aggregation"]["formula"]
+        if formula == "count":
+            return Decimal(len(found))
+        if formula == "sum":
+            return max(Decimal(0), sum((value for _, _, value in found), Decimal(0)))
+        if self.readings["last_by"] == "arrival":
+            found = [(n, n, value) for _, n, value in found]
+        sign = 1 if self.readings["tie"] == "last" else -1
+        return max(
+            found, key=lambda event: (event[0], sign * event[1]), default=(0, 0, Decimal(0))
+        )[2]
+
+    def summary(self, meter: str, query: Record) -> Record:
+        """Return a meter's event summary for a customer and time."""
+        start = integer(query.get("start_time"), "start_time")
+        end = integer(query.get("end_time"), "end_time")
+        for name, second in (("start_time", start), ("end_time", end)):
+            if second % 60:
+                raise StripeError(400, "This value must align with minute boundaries.", name)
+        who = self.account.get("customer", query.get("customer"), "customer")["id"]
+        return {
+            "id": f"mtrusg_{meter}_{start}",
+            "object": "billing.meter_event_summary",
+            "aggregated_value": float(self.usage(meter, who, start, end)),
+            "start_time": start,
+            "end_time": end,
+            "livemode": False,
+            "meter": meter,
+        }
+
+
+def error_code(meters: list[Record]) -> str:
+    """Return why an event found no meter or customer, in the words of Stripe's thin events."""
+    if not meters:
+        return "no_meter"
+    active = meters[0]["status"] == "active"
+    return "meter_event_customer_not_found" if active else "archived_meter"
+
+
+def decimal_value(text: object) -> Decimal:
+    """Return a meter event's value, a plain decimal of at most 15 digits."""
+    if not re.fullmatch(r"-?\d+(\.\d+)?", str(text)) or len(re.sub(r"\D", "", str(text))) > 15:
+        raise StripeError(400, f"Invalid value: {text}", "payload")
+    return Decimal(str(text))

@@ -40,8 +40,8 @@ def total(
 ) -> Decimal | None:
     """Ask OpenMeter for a subject's total in [start, end), in the meter's own aggregation.
 
-    Without a subject it is everybody's. None means an answer without rows: no usage, or a subject that OpenMeter does not know.
-    Raises QueryFailed, naming the meter.
+    Without a subject it is everybody's. None means an answer without rows: no usage, or a subject
+    that OpenMeter does not know. Raises QueryFailed, naming the meter.
     """
     if start >= end:
         return Decimal(0)  # OpenMeter refuses an empty period

@@ -26,10 +26,16 @@ LABELS = {
     "reports": ("reported", "failed", "refused"),
     "ways": ("usage record", "meter event"),
     "warnings": (
-        "no rows", "closed", "refused", "reset", "changed", "below zero", "billed twice",
+        "no rows",
+        "closed",
+        "refused",
+        "reset",
+        "changed",
+        "below zero",
+        "billed twice",
         "empty meter",
-    ),  # fmt: skip
-}
+    ),
+}  # fmt: skip
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 
 DELIVERIES = Counter(f"{PREFIX}_deliveries", "Deliveries answered", ["type", "outcome"])

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -309,12 +310,19 @@ class Service:
 
 
 def updated(subscription: dict[str, Any]) -> dict[str, Any]:
-    """Return the event of a subscription's update."""
+    """Return the event of a subscription's update, made just now.
+
+    It says nothing of a test clock: the service takes such a subscription as the event has it.
+    """
     return {
         "id": "evt_1",
         "object": "event",
+        "created": int(time.time()),
         "type": "customer.subscription.updated",
-        "data": {"object": subscription, "previous_attributes": {"metadata": {"plan": None}}},
+        "data": {
+            "object": {**subscription, "test_clock": None},
+            "previous_attributes": {"metadata": {"plan": None}},
+        },
     }
 
 

@@ -22,6 +22,7 @@ ITEM = MeteredItem(
     window=3_600,
     start=1_686_147_630,
     end=1_688_739_630,
+    counted_from=1_686_147_630,
 )
 seconds = st.integers(0, 4_102_444_800)
 windows = st.sampled_from(list(usage.WINDOW_SECONDS.values()))

@@ -244,7 +244,7 @@ def test_usage_records_go_over_to_a_new_price_without_a_meter(life: Life) -> Non
 
 
 @pytest.mark.parametrize(
-    ("path", "billed"), [("RA", 0), ("AR", 0), ("RAR", 6), ("ARA", 5)], ids=lambda v: str(v)
+    ("path", "billed"), [("RA", 0), ("AR", 0), ("RAR", 6), ("ARA", 5)], ids=str
 )
 def test_between_records_and_a_meter_nothing_goes_over(life: Life, path: str, billed: int) -> None:
     life.subscribe(CLASSIC, path[0])

@@ -422,6 +422,16 @@ def test_a_schedule_can_change_the_price_of_an_item(life: Life, mode: str) -> No
     assert life.billed() == [("cycle", [("A", 8, 80)]), ("cycle", [("B", 2, 60)])]
 
 
+def test_a_schedule_closes_an_item_whose_own_period_goes_on(life: Life) -> None:
+    life.price("year", 10, meter="m2", interval="year")
+    life.subscribe(FLEXIBLE, "A", "year")
+    life.switch({"id": life.items()[1], "deleted": True})
+    life.to(T)
+    life.report(4, meter="m2")
+    life.to(END + 2 * HOUR)
+    assert life.billed() == [("cycle", [("year", 4, 40), ("A", 0, 0)])]
+
+
 # Trials
 
 

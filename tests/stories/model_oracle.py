@@ -78,6 +78,7 @@ class Delivery:
 
     turn: int
     at: int
+    event: str
     kind: str
     subscription: str
     status: int
@@ -206,14 +207,16 @@ class Oracle:
                     return True
         return False
 
-    def is_late(self, tenure: Tenure, line: Line, span: tuple[int, int]) -> bool:
-        """Say whether all that a draft's line lacks came after the period had been closed."""
+    def is_late(
+        self, tenure: Tenure, line: Line, span: tuple[int, int], last_turn: int = NEVER
+    ) -> bool:
+        """Say whether all that a line lacks came after the period had been closed."""
         closings = [
             delivery.turn
             for delivery in self.deliveries
             if delivery.subscription == tenure.subscription
             and delivery.at >= line.fields["end"]
-            and delivery.turn <= line.final
+            and delivery.turn <= last_turn
         ]
         totals = [self.metered(tenure, span, turn) for turn in closings]
         return line.fields["quantity"] in totals
@@ -252,7 +255,7 @@ class Oracle:
             last = self.last_reported(tenure.item, span[0], fields["end"])
             assert quantity >= last, (f"{last} had been reported", why, where)
         else:
-            assert self.is_late(tenure, line, span), (why, where)
+            assert self.is_late(tenure, line, span, line.final), (why, where)
 
     def check_overlaps(self) -> None:
         """Check that no unit is on two lines."""

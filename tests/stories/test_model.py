@@ -294,7 +294,7 @@ class History(RuleBasedStateMachine):
         near = any(item["began"] == now or item["end"] - 20 <= now for item in items)
         if near:
             return False
-        if ends:
+        if ends or self.was_reported_since_change(state["id"]):
             self.deliver_changes(state["id"])
         self.send_usage()
         if self.quiet_until > now:
@@ -304,6 +304,15 @@ class History(RuleBasedStateMachine):
                 for item in self.account.items(self.state(which))
             )
         return True
+
+    def was_reported_since_change(self, subscription: str) -> bool:
+        """Say whether anything was reported since a change whose event was not taken yet."""
+        changes = self.waiting_changes(subscription)
+        since = min((self.api.endpoint.events[key]["created"] for key in changes), default=None)
+        return since is not None and any(
+            delivery.subscription == subscription and delivery.at >= since
+            for delivery in self.oracle.deliveries
+        )
 
     def turn(self, which: int, form: Record, name: str) -> None:
         """Update a subscription, and note where that ended periods."""
@@ -361,7 +370,8 @@ class History(RuleBasedStateMachine):
     @rule(which=WHICH)
     def cancel_later(self, which: int) -> None:
         """Cancel at the period's end."""
-        if self.state(which)["status"] == "active":
+        ends = {item["end"] for item in self.account.items(self.state(which))}
+        if self.state(which)["status"] == "active" and len(ends) == 1:
             self.account.update_subscription(self.state(which), {"cancel_at_period_end": "true"})
 
     @rule(which=WHICH, wait=WAIT, ahead=st.integers(20, 5 * DAY))
@@ -483,7 +493,8 @@ class History(RuleBasedStateMachine):
     @rule(which=WHICH, slot=SLOT, wait=WAIT, behavior=BEHAVIORS)
     def change_interval(self, which: int, slot: int, wait: int, behavior: str) -> None:
         """Give an item the same price in another interval; in classic, all items."""
-        is_classic = self.state(which)["billing_mode"] == "classic"
+        state = self.state(which)
+        is_classic = state["billing_mode"] == "classic"
         if not self.can_change(which, wait, is_classic) or self.held(which, slot) is None:
             return
         mixes = self.mixes and not is_classic
@@ -494,7 +505,7 @@ class History(RuleBasedStateMachine):
                 kind, interval = self.kind_and_interval(item)
                 other = self.intervals[interval == self.intervals[0]]
                 prices[n] = self.prices[kind, other]
-        if self.intervals[0] != self.intervals[1]:
+        if self.intervals[0] != self.intervals[1] and not state["cancel_at_period_end"]:
             self.change_prices(which, prices, behavior, "interval")
 
     def change_prices(
@@ -567,7 +578,7 @@ class History(RuleBasedStateMachine):
         if any(int(self.clock.now) <= item["began"] + HOUR + 2 for item in old):
             return
         interval = self.kind_and_interval(old[0])[1]
-        if state["billing_mode"] == "flexible":
+        if state["billing_mode"] == "flexible" and not state["cancel_at_period_end"]:
             interval = self.intervals[n % 2] if self.mixes else interval
         entries = [self.new_entry(slot, self.kind_for(which, slot, n), interval)]
         if key := self.slots[which][slot]:
@@ -774,7 +785,8 @@ class History(RuleBasedStateMachine):
         if changes:
             for event in self.known():
                 is_fresh = event["created"] + FRESH >= self.clock.now
-                if event["id"] in changes or is_fresh:
+                is_its = event["data"]["object"]["id"] == subscription
+                if event["id"] in changes or (is_fresh and is_its):
                     self.deliver_surely(event)
 
     def deliver_surely(self, event: Record) -> None:
@@ -814,6 +826,7 @@ class History(RuleBasedStateMachine):
             Delivery(
                 self.oracle.next_turn(),
                 int(self.clock.now),
+                event["id"],
                 event["type"],
                 key,
                 answer.status_code,
@@ -853,6 +866,11 @@ class History(RuleBasedStateMachine):
             return
         try:
             self.settle()
+        except BaseException:
+            if os.environ.get("MODEL_DUMP"):
+                exec(open("/tmp/w/dump.py").read(), globals())  # noqa
+                globals()["dump"](self)
+            raise
         finally:
             self.stack.close()
 

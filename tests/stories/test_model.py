@@ -738,7 +738,10 @@ class History(RuleBasedStateMachine):
         """Let time pass; no event waits for longer than it may."""
         target = self.clock.now + seconds
         self.use_all()
+        steps = 0
         while self.clock.now < target:
+            steps += 1
+            assert steps < 1000, ("time stands still", self.clock.now, target)
             self.deliver_due(target)
             now = self.clock.now
             dues = [state["due"] for state in self.account.all("subscription")]
@@ -772,7 +775,7 @@ class History(RuleBasedStateMachine):
                 state = self.account.get("subscription", subscription)
                 ends = [item["end"] for item in self.account.items(state)]
                 is_old = self.api.endpoint.events[changes[0]]["created"] + DAY < self.clock.now
-                if is_old or min(ends) <= next_step:
+                if is_old or min(ends) - 120 <= next_step:
                     self.deliver_changes(subscription)
         for subscription in list(self.planned):
             if self.account.get("subscription", subscription)["end"] <= next_step:
@@ -809,6 +812,7 @@ class History(RuleBasedStateMachine):
         """
         if int(self.clock.now) < self.quiet_until - 1 and self.is_change(event):
             self.clock.now += 1
+        assert self.oracle.turn < 4_000, ("too many deliveries", event)
         self.send_usage()
         body = json.dumps(event)
         header = WebhookSignature.generate_signature_header(body, SECRET, int(self.clock.now))
@@ -882,13 +886,19 @@ class History(RuleBasedStateMachine):
         self.arrive()
         self.deliver_all()
         self.advance(2 * HOUR)
+        rounds = 0
         while any(invoice["status"] == "draft" for invoice in self.account.all("invoice")):
             self.deliver_all()
             self.advance(2 * HOUR)
+            rounds += 1
+            assert rounds < 50, (self.failed, "a draft never becomes final")
         for which in (0, 1):
             self.update(which, -1)
         while any(event["id"] not in self.delivered for event in self.known()):
+            self.clock.now += FRESH + 1
             self.deliver_all()
+            rounds += 1
+            assert rounds < 50, (self.failed, "an event is never taken")
         for subscription in self.account.all("subscription"):
             if subscription["ended_at"]:
                 self.oracle.exact[subscription["id"]].add(subscription["ended_at"])

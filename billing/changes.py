@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from billing.items import LATEST_SECOND, has_meter, is_metered
+from billing.items import (
+    LATEST_SECOND,
+    MINUTE,
+    has_meter,
+    is_metered,
+    reset_anchor,
+    trial_boundaries,
+)
 from billing.stripe_api import Json
 
 PERIOD = ("current_period_start", "current_period_end")
@@ -105,21 +112,28 @@ def end_of_kept_item(
     """Return the period of an item that an update ended, if it did, where the item is still there.
 
     A period rolled over only if its start moved forward, and ended there, whatever its scheduled
-    end was. Whether the start of an item moves, too, when only its price changes, is unknown; its
-    end stays.
+    end was. With another price it did so only at its scheduled end or at a reset: whether the
+    start moves, too, when a price changes in mid-period, is unknown.
     """
     start, scheduled_end = period_before(before, previous, subscription)
-    begins, ends = period_now(after, subscription)
+    begins, _ = period_now(after, subscription)
     if start is None or scheduled_end is None or begins is None:
         return None
-    has_other_price = price_id(before) != price_id(after)
-    if has_other_price and ends == scheduled_end:
-        moved = begins if begins > start else instant
-        return EndedPeriod(before, after, start, min(moved, scheduled_end), "change")
+    by_reset = resets_at(begins, previous, subscription)
+    if price_id(before) != price_id(after) and begins != scheduled_end and not by_reset:
+        has_moved = begins > start and begins >= instant - MINUTE
+        end = min(begins if has_moved else instant, scheduled_end)
+        return EndedPeriod(before, after, start, end, "change")
     if begins > start:
-        by_reset = begins < scheduled_end
-        return EndedPeriod(before, after, start, begins, "reset" if by_reset else "renewal")
+        early = begins < scheduled_end
+        return EndedPeriod(before, after, start, begins, "reset" if early else "renewal")
     return None
+
+
+def resets_at(second: int, previous: Json, subscription: Json) -> bool:
+    """Say whether an update moved the billing cycle anchor to a UTC second."""
+    moved = "billing_cycle_anchor" in previous
+    return moved and subscription.get("billing_cycle_anchor") == second
 
 
 def end_of_removed_item(
@@ -132,7 +146,11 @@ def end_of_removed_item(
     if scheduled_end <= instant:
         return EndedPeriod(before, None, start, scheduled_end, "renewal")
     anchor = subscription.get("billing_cycle_anchor")
-    if "billing_cycle_anchor" in previous and type(anchor) is int and start < anchor <= instant:
+    if (
+        type(anchor) is int
+        and start < anchor <= instant
+        and resets_at(anchor, previous, subscription)
+    ):
         return EndedPeriod(before, None, start, anchor, "reset")
     return EndedPeriod(before, None, start, instant, "change")
 
@@ -183,6 +201,12 @@ def show_periods(previous: Json, entries: list[Json]) -> bool:
     return len(intervals) <= 1
 
 
+def boundaries_before(previous: Json, subscription: Json) -> frozenset[int]:
+    """Return where, before an update, an anchor or a trial made boundaries that are not rounded."""
+    before = {**subscription, **previous}
+    return frozenset([*reset_anchor(before), *trial_boundaries(before)])
+
+
 def subscription_before(previous: Json, subscription: Json) -> Json:
     """Return a subscription with the metadata that it had before an update."""
     changed = previous.get("metadata")
@@ -190,6 +214,12 @@ def subscription_before(previous: Json, subscription: Json) -> Json:
     if not isinstance(changed, Mapping) or not isinstance(metadata, Mapping):
         return subscription
     return {**subscription, "metadata": {**metadata, **changed}}
+
+
+def running_ends(subscription: Json, entries: list[Json]) -> list[int]:
+    """Return the ends of the items' running periods, as far as they are known."""
+    ends = [period_now(entry, subscription)[1] for entry in entries]
+    return [end for end in ends if end is not None]
 
 
 def find_entry(entries: list[Json], item: str) -> Json | None:

@@ -98,11 +98,13 @@ def plain(number: Decimal) -> str:
 class KnownItems(NamedTuple):
     """A subscription's items by id, as they are now, or were when an event says that they ended.
 
-    `went_on` says of the latter whether they went on with the same price.
+    `went_on` says of the latter whether they went on with the same price, `unrounded` where
+    boundaries were that the subscription no longer shows.
     """
 
     entries: Mapping[str, Json]
     went_on: Mapping[str, bool]
+    unrounded: frozenset[int]
 
 
 class InvoicedPeriods(NamedTuple):
@@ -125,7 +127,7 @@ def fetch_invoiced_periods(
     trial is free, and not among them. Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
     lines = fetch_all_lines(invoice, account)
-    resets = fetch_resets_if_anchor_moved(subscription, invoice, account)
+    resets = fetch_resets_if_anchor_moved(subscription, invoice, account) | known.unrounded
     removed = removed_items(subscription)
     prices: dict[str, Json] = {}
     found: list[InvoicedPeriod] = []
@@ -225,8 +227,9 @@ def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool
         return item.counted_from in noted_seconds(entry)
     recurring = price.get("recurring")
     interval = recurring.get("interval") if isinstance(recurring, Mapping) else None
-    is_short = item.end - item.start < SHORTEST_INTERVAL.get(str(interval), 0)
-    return is_short and item.start in noted_seconds(entry)
+    length = item.end - item.start
+    is_whole = length % DAY == 0 and length >= SHORTEST_INTERVAL.get(str(interval), 0)
+    return not is_whole and item.start in noted_seconds(entry)
 
 
 def unit_amount(price: Json) -> Decimal | None:

@@ -13,6 +13,8 @@ from usage import one_line
 MAX_PAGES = 10
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
+# How long a draft waits at least (docs.stripe.com/invoicing/integration/workflow-transitions).
+DRAFT_SECONDS = 3_600
 # What an invoice says that a reset made (docs.stripe.com/api/invoices/object, billing_reason).
 RESET_REASON = "subscription_update"
 
@@ -124,8 +126,20 @@ def list_reset_instants(account: StripeConnection, subscription_id: str) -> froz
     Raises ReportRefused or ReportFailed.
     """
     invoices = list_all(account, "/v1/invoices", subscription=subscription_id)
-    ends = [i.get("period_end") for i in invoices if i.get("billing_reason") == RESET_REASON]
+    ends = [invoice.get("period_end") for invoice in invoices if is_of_reset(invoice)]
     return frozenset(end for end in ends if type(end) is int)
+
+
+def is_of_reset(invoice: Json) -> bool:
+    """Say whether a reset made an invoice: it was final at once, unlike a schedule's.
+
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)
+    """
+    steps, created = invoice.get("status_transitions"), invoice.get("created")
+    final = steps.get("finalized_at") if isinstance(steps, Mapping) else None
+    waited = type(final) is int and type(created) is int and final - created >= DRAFT_SECONDS
+    is_draft = invoice.get("status") == "draft"
+    return invoice.get("billing_reason") == RESET_REASON and not is_draft and not waited
 
 
 def list_invoice_lines(account: StripeConnection, invoice_id: str) -> list[Json]:

@@ -161,10 +161,9 @@ def current_subscription(
     is_fresh = type(created) is int and int(time.time()) - created <= FRESH_SECONDS
     # What is noted of a change can be younger than an event of its second; a total that counts
     # too much stands only until the next report, so there has to be time for one.
-    is_settled = not changes.previous_entries(previous) and all(
-        known.as_of + SOON_SECONDS < end
-        for end in changes.running_ends(known.fields, known.entries)
-    )
+    ends = changes.running_ends(known.fields, known.entries)
+    ends_soon = any(0 <= end - known.as_of <= SOON_SECONDS for end in ends)
+    is_settled = not changes.previous_entries(previous) and not ends_soon
     has_periods = changes.show_periods(previous, known.entries)
     if is_fresh and is_settled and has_periods and known.fields.get("test_clock") is None:
         return known

@@ -62,7 +62,9 @@ class MeteredItem:
         return mine == others and self.window == other.window
 
     def _query_boundary(self, boundary: int) -> datetime:
-        return window_start_at(boundary, 1 if boundary in self.unrounded else self.window)
+        # What came before an item, or its price, was there is another one's.
+        first = max((at for at in self.unrounded if at <= boundary), default=0)
+        return max(window_start_at(boundary, self.window), window_start_at(first, 1))
 
 
 def read_item(
@@ -191,7 +193,7 @@ def unrounded_boundaries(item: Json, subscription: Json, start: int) -> frozense
         subscription.get("ended_at"),
     ]
     if subscription.get("cancel_at_period_end") is True:
-        exact.append(running_end(item, subscription))
+        exact.append(last_end(item, subscription))
     added = added_at(item, subscription)
     if added is not None:
         exact.append(start if start <= added <= start + HOUR else added)
@@ -258,9 +260,18 @@ def has_meter(price: object) -> bool:
     return isinstance(recurring, Mapping) and recurring.get("meter") is not None
 
 
-def running_end(item: Json, subscription: Json) -> object:
-    """Return the end of an item's running period, if it says one."""
-    return item.get("current_period_end", subscription.get("current_period_end"))
+def last_end(item: Json, subscription: Json) -> int | None:
+    """Return the latest end of a subscription's running periods, if they say one.
+
+    With items of different intervals, one that is cancelled at the period's end goes on until
+    then (docs.stripe.com/billing/subscriptions/mixed-interval).
+    """
+    listed = subscription.get("items")
+    entries = listed.get("data") if isinstance(listed, Mapping) else None
+    holders = [item, *(entries if isinstance(entries, list) else [])]
+    ends = [holder.get("current_period_end") for holder in holders if isinstance(holder, Mapping)]
+    known = [at for at in [*ends, subscription.get("current_period_end")] if type(at) is int]
+    return max(known, default=None)
 
 
 def field_path(path: str, name: str) -> str:

@@ -6,6 +6,7 @@ on a test clock leaves it alone.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Story(Life):
     """A customer in Stripe, what OpenMeter counts of them, and the service between the two."""
 
     service: Service
+    start: Callable[..., Service]
     machine: Machine
     caplog: pytest.LogCaptureFixture
     delivered: int = 0
@@ -188,6 +190,7 @@ def tell(
             form.get("test_clock", ""),
             customer,
             service=service,
+            start=start,
             machine=machine,
             caplog=caplog,
         )
@@ -729,3 +732,829 @@ def test_an_items_own_trial_is_free_to_its_last_second(tell: Tell) -> None:
     story.used(0, TRIAL_END + HOUR)
     assert story.stands(TRIAL_END, END) == 5
     assert story.warned() == []
+
+
+# 6, 7, 8. What a schedule switches at the renewal
+
+CLOSERS = pytest.mark.parametrize("closer", ["", "updated", "invoice", "run"])
+
+
+def close_by(story: Story, closer: str, order: int = 1) -> None:
+    """Let a run close what is over, or some of the events, or all."""
+    if closer == "run":
+        assert story.run().exit_code == 0
+    else:
+        story.deliver(closer, order)
+
+
+def usage_lines(story: Story, end: int = END) -> Lines:
+    """Return the lines with a quantity of all final invoices but for a flat fee's."""
+    lines = [line for _, lines in story.billed_in_the_end(end) for line in lines]
+    return [line for line in lines if line[1] and line[0] != "flat"]
+
+
+@SHAPES
+@MODES
+@CLOSERS
+@pytest.mark.parametrize("reason", ["subscription_cycle", "subscription_update"])
+def test_an_item_that_a_schedule_replaces_is_closed_on_its_own_meter(
+    tell: Tell, version: str, mode: str, closer: str, reason: str
+) -> None:
+    story = tell(version)
+    story.read(switch_reason=reason)
+    story.subscribe(mode, "A")
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    (old,) = story.items()
+    story.switch({"id": old, "deleted": True}, {"price": story.prices["other"]})
+    story.to(END + 60)
+    story.use(3, END + 30, "m2")
+    close_by(story, closer)
+    assert story.sent()[-1] == (END - 1, "1040")
+    assert story.stands(END, END + DAY) == 0
+    assert story.warned() == []
+    assert usage_lines(story) == [("A", 1_040, 10_400)]
+
+
+@SHAPES
+@MODES
+@ORDERS
+@CLOCKS
+def test_an_item_that_replaces_another_on_its_meter_begins_to_the_second(
+    tell: Tell, version: str, mode: str, order: int, clocked: bool
+) -> None:
+    story = tell(version, clocked=clocked)
+    story.subscribe(mode, "A")
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    (old,) = story.items()
+    story.switch({"id": old, "deleted": True}, {"price": story.prices["B"]})
+    story.to(END + 60)
+    story.use(3, END + 30)
+    story.deliver(order=order)
+    assert (END - 1, "1040") in story.sent()
+    story.used(0, END + HOUR)
+    assert story.stands(END, END + DAY) == 3
+    assert story.warned() == []
+    assert usage_lines(story) == [("A", 1_040, 10_400)]
+
+
+@SHAPES
+@MODES
+def test_a_replaced_item_whose_own_metadata_names_the_meter_is_closed(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "bare", **{f"items[0]{OM}": "m1"})
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    (old,) = story.items()
+    story.switch({"id": old, "deleted": True}, {"price": story.prices["flat"]})
+    story.to(END + 60)
+    story.deliver()
+    assert story.sent()[-1] == (END - 1, "1040")
+    assert usage_lines(story) == [("bare", 1_040, 10_400)]
+
+
+@SHAPES
+@MODES
+@CLOSERS
+@pytest.mark.parametrize("then", ["twin", "other", "B", "flat"])
+def test_an_item_that_gets_another_price_at_the_renewal_is_closed_at_the_old_one(
+    tell: Tell, version: str, mode: str, closer: str, then: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    story.switch({"id": story.items()[0], "price": story.prices[then]})
+    story.to(END + 60)
+    story.use(3, END + 30, "m2" if then == "other" else "m1")
+    close_by(story, closer)
+    assert (END - 1, "1040") in story.sent()
+    assert story.warned() == []
+    if then in ("twin", "other"):
+        story.used(0, END + HOUR, meter="m2" if then == "other" else "m1")
+        assert story.stands(END, END + DAY, "m2" if then == "other" else "twin") == 3
+        assert story.stands(END, END + DAY) == 0
+    assert usage_lines(story) == [("A", 1_040, 10_400)]
+
+
+@SHAPES
+@pytest.mark.parametrize("then", ["A", "flat", "S"])
+def test_a_usage_record_whose_price_goes_at_the_renewal_is_compared_with_its_line(
+    tell: Tell, version: str, then: str
+) -> None:
+    story = tell(version)
+    story.subscribe(CLASSIC, "R")
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    story.switch({"id": story.items()[0], "price": story.prices[then]})
+    story.to(END + 60)
+    story.use(3, END + 30)
+    story.deliver()
+    assert any("40 units" in said for said in story.warned())
+    assert usage_lines(story) == [("R", 1_000, 10_000)]
+
+
+@SHAPES
+@MODES
+@pytest.mark.parametrize("closer", ["", "updated"])
+def test_an_item_that_names_no_meter_any_more_from_the_renewal_on_is_closed(
+    tell: Tell, version: str, mode: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "bare", **{f"items[0]{OM}": "m1"})
+    story.used(1_000, T)
+    story.use(40, END - 2 * HOUR)
+    story.switch({"id": story.items()[0], "metadata": {"om_meter_id": ""}})
+    story.to(END + 60)
+    story.deliver(closer)
+    assert story.sent()[-1] == (END - 1, "1040")
+    assert usage_lines(story) == [("bare", 1_040, 10_400)]
+
+
+# 9. Statuses
+
+
+@SHAPES
+@pytest.mark.parametrize("status", ["incomplete", "incomplete_expired", "paused", "canceled"])
+@pytest.mark.parametrize("seconds", [0, 60], ids=["fresh", "late"])
+def test_what_cannot_be_billed_overwrites_no_total_of_what_can(
+    tell: Tell, version: str, status: str, seconds: int
+) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(500, T - DAY)
+    old = story.subscription
+    if status == "canceled":
+        story.call("DELETE", f"subscriptions/{old}")
+    else:
+        story.status(status)
+    story.deliver()
+    story.to(T)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(5, T + HOUR)
+    assert story.stands(T, END) == 5
+    story.call("POST", f"subscriptions/{old}", **{"metadata[a]": "1"})
+    (answer,) = story.deliver(seconds=seconds)
+    assert answer.json["reported"] == []
+    assert story.stands(T, END) == 5
+    end = story.shown()["items"]["data"][0]["current_period_end"]
+    assert usage_lines(story, end) == [("A", 5, 50)]
+
+
+@SHAPES
+def test_an_event_from_before_a_cancellation_overwrites_nothing_when_it_comes_late(
+    tell: Tell, version: str
+) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(500, T - DAY)
+    story.touch()
+    (late,) = story.fresh()
+    story.call("DELETE", f"subscriptions/{story.subscription}")
+    story.deliver()
+    story.to(T)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(5, T + HOUR)
+    story.post(late)
+    assert story.stands(T, END) == 5
+
+
+@SHAPES
+@WAYS
+def test_a_run_reports_nothing_as_running_that_cannot_be_billed(
+    tell: Tell, version: str, way: tuple[str, str]
+) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.status("paused")
+    story.use(500, T)
+    story.to(T + 60)
+    assert story.run().exit_code == 0
+    assert [seen for seen in story.stripe.requests() if "usage_records" in seen["path"]] == []
+    assert story.sent() == []
+
+
+@SHAPES
+@MODES
+def test_what_was_paused_after_its_renewal_is_closed_all_the_same(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(1_000, T)
+    story.use(40, END - 2 * HOUR)
+    story.to(END + 60)
+    story.status("paused")
+    story.deliver()
+    assert story.sent()[-1] == (END - 1, "1040")
+    assert usage_lines(story) == [("A", 1_040, 10_400)]
+
+
+# 10. Usage records are as careful as meter events
+
+
+@SHAPES
+@pytest.mark.parametrize("clocked", [False, True], ids=["machine", "clock"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({f"items[0]{OM}": "m_wrong"}, {f"items[0]{OM}": "m1"}),
+        ({"metadata[om_subject]": "somebody"}, {"metadata[om_subject]": ""}),
+    ],
+    ids=["meter", "subject"],
+)
+def test_an_old_event_puts_no_total_of_its_own_over_a_newer_usage_record(
+    tell: Tell, version: str, clocked: bool, before: dict[str, str], after: dict[str, str]
+) -> None:
+    story = tell(version, clocked=clocked)
+    form = {f"items[0]{OM}": "m1", **before}
+    story.subscribe(CLASSIC, "bare R", **form)
+    story.use(100, T - 60)
+    story.use(9_000, T - 60, "m_wrong")
+    story.use(9_000, T - 60, subject="somebody")
+    story.to(T)
+    story.touch()
+    (old,) = story.fresh()
+    if "metadata[om_subject]" in after:
+        story.update(**after)
+    else:
+        story.update(**{"items[0][id]": story.items()[0], **after})
+    story.deliver()
+    assert story.stripe.usage(story.items()[0]) == [100]
+    if not clocked:
+        story.to(T + 60)
+    story.post(old)
+    assert story.stripe.usage(story.items()[0]) == [100]
+
+
+# 11. Ends
+
+
+@SHAPES
+@pytest.mark.parametrize("window", ["HOUR", "DAY"])
+@pytest.mark.parametrize("form", [{"cancel_at_period_end": "true"}, {"cancel_at": str(END)}])
+@pytest.mark.parametrize("by", ["event", "run"])
+def test_a_usage_record_counts_to_the_second_of_its_subscriptions_end(
+    tell: Tell, version: str, window: str, form: dict[str, str], by: str
+) -> None:
+    story = tell(version, OPENMETER_WINDOW_SIZE=window)
+    story.subscribe(CLASSIC, "R")
+    story.used(100, T)
+    story.update(**form)
+    story.deliver()
+    story.use(2_000, END - 11 * HOUR)
+    story.use(12, END - 600)
+    story.to(END - 30)
+    if by == "run":
+        assert story.run().exit_code == 0
+    else:
+        story.touch()
+        story.deliver()
+    assert story.stripe.usage(story.items()[0]) == [2_112]
+    story.to(END + 60)
+    story.deliver()
+    assert story.warned() == []
+    assert usage_lines(story) == [("R", 2_112, 21_120)]
+
+
+@SHAPES
+@MODES
+@CLOSERS
+@pytest.mark.parametrize("window", ["HOUR", "DAY"])
+def test_a_meters_last_period_counts_to_the_second_of_its_subscriptions_end(
+    tell: Tell, version: str, mode: str, closer: str, window: str
+) -> None:
+    story = tell(version, OPENMETER_WINDOW_SIZE=window)
+    story.subscribe(mode, "A", cancel_at_period_end="true")
+    story.used(2_100, T)
+    story.use(12, END - 600)
+    story.to(END + 60)
+    close_by(story, {"updated": "deleted"}.get(closer, closer))
+    assert story.sent()[-1] == (END - 1, "2112")
+    assert story.warned() == []
+    assert usage_lines(story) == [("A", 2_112, 21_120)]
+
+
+@SHAPES
+@MODES
+def test_an_end_in_the_middle_of_a_period_loses_nothing(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    end = T + 5 * DAY
+    story.subscribe(mode, "A")
+    story.used(100, T)
+    story.update(cancel_at=str(end))
+    story.deliver()
+    story.used(7, T + DAY)
+    story.use(5, end - 60)
+    story.to(end + 60)
+    story.deliver()
+    assert story.warned() == []
+    assert sum(line[1] for line in usage_lines(story, end)) == 112
+
+
+def test_a_run_closes_what_ended_as_long_as_its_last_invoice_is_a_draft(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A", cancel_at_period_end="true")
+    story.used(100, T)
+    story.use(12, END - 600)
+    story.to(END + HOUR)
+    named = story.run("--subscription", story.subscription)
+    assert (named.exit_code, story.sent()[-1]) == (0, (END - 1, "112")), named.output
+    story.use(3, END - 60)
+    story.to(END + 70 * HOUR)
+    every = story.run()
+    assert (every.exit_code, story.sent()[-1]) == (0, (END - 1, "115")), every.output
+    assert usage_lines(story) == [("A", 115, 1_150)]
+    before = story.sent()
+    over = story.run("--subscription", story.subscription)
+    assert over.exit_code == 1
+    assert story.run().exit_code == 0
+    assert story.sent() == before
+
+
+# 12. A change and a reset in one update
+
+
+@SHAPES
+@MODES
+@CLOCKS
+@pytest.mark.parametrize("then", ["A", "B", "other"])
+def test_a_reset_with_a_change_closes_the_former_price_of_a_meter(
+    tell: Tell, version: str, mode: str, clocked: bool, then: str
+) -> None:
+    story = tell(version, clocked=clocked)
+    story.subscribe(mode, "A")
+    story.used(1_000, T - DAY)
+    story.use(40, T - 60)
+    reset = {"billing_cycle_anchor": "now", "proration_behavior": "always_invoice"}
+    changed_at(story, T, then, **reset)
+    assert (T - 1, "1040") in story.sent()
+    assert any("40 units" in said for said in story.warned("reset"))
+    story.used(3, T + HOUR, meter="m2" if then == "other" else "m1")
+    assert story.sent("m2" if then == "other" else "m1")[-1][1] == "3"
+
+
+@SHAPES
+@CLOCKS
+@pytest.mark.parametrize("then", ["R", "S", "flat"])
+def test_a_reset_with_a_change_names_the_units_that_a_usage_record_lacks(
+    tell: Tell, version: str, clocked: bool, then: str
+) -> None:
+    story = tell(version, clocked=clocked)
+    story.subscribe(CLASSIC, "R")
+    story.used(1_000, T - DAY)
+    story.use(40, T - 60)
+    story.use(3, T + 1)
+    story.to(T)
+    story.change(then, billing_cycle_anchor="now")
+    if clocked:
+        story.to(T + 5)
+    story.deliver()
+    (said,) = story.warned("reset")
+    assert "40 units" in said
+    assert "4.00 USD" in said
+    assert usage_lines(story, T)[:1] == [("R", 1_000, 10_000)]
+
+
+@SHAPES
+@WAYS
+def test_a_reset_that_loses_nothing_warns_of_nothing(
+    tell: Tell, version: str, way: tuple[str, str]
+) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.used(1_000, T - DAY)
+    story.to(T)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.use(3, T + 1)
+    story.deliver()
+    assert story.warned() == []
+
+
+# 13. Lines that bill no usage
+
+
+@SHAPES
+@MODES
+@CLOSERS
+def test_one_off_lines_and_credits_are_not_warned_of(
+    tell: Tell, version: str, mode: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "flat", "A")
+    story.used(100, T - DAY)
+    form = {"customer": story.customer, "subscription": story.subscription}
+    story.call("POST", "invoiceitems", amount=250, currency="usd", **form)
+    changed_at(story, T, "team")
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert len(story.invoices()[-1]["lines"]["data"]) == 5
+    assert story.warned() == []
+    assert ("A", 100, 1_000) in story.billed()[-1][1]
+
+
+# 15. Totals below zero
+
+
+@SHAPES
+@MODES
+@CLOSERS
+def test_a_total_below_zero_is_closed_as_zero_with_a_warning(
+    tell: Tell, version: str, mode: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(100, T)
+    story.use(-150, END - 2 * HOUR)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert (END - 1, "0") in story.sent()
+    assert story.warned("below zero")
+    assert usage_lines(story) == []
+
+
+@SHAPES
+@WAYS
+def test_a_running_total_below_zero_is_zero(tell: Tell, version: str, way: tuple[str, str]) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.used(100, T)
+    story.used(-150, T + DAY)
+    if way[1] == "R":
+        assert story.stripe.usage(story.items()[0]) == [0]
+    else:
+        assert story.sent()[-1][1] == "0"
+    assert len(story.warned()) == len(story.warned("below zero")) == 1
+    story.used(60, T + 2 * DAY)
+    assert len(story.warned()) == 1
+
+
+# 16. Usage records at their renewals
+
+
+@SHAPES
+@CLOCKS
+@CLOSERS
+def test_a_usage_record_that_lost_nothing_is_not_warned_of(
+    tell: Tell, version: str, clocked: bool, closer: str
+) -> None:
+    story = tell(version, clocked=clocked)
+    story.subscribe(CLASSIC, "R")
+    story.used(10, T)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert story.warned() == []
+    assert usage_lines(story) == [("R", 10, 100)]
+
+
+@SHAPES
+@CLOSERS
+def test_a_usage_record_that_lost_units_is_warned_of_with_them_and_their_money(
+    tell: Tell, version: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(CLASSIC, "R")
+    story.used(10, T)
+    story.use(3, END - HOUR)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert story.warned() == story.warned("closed")
+    said = story.warned("closed")[0]
+    assert "3 units" in said
+    assert "0.30 USD" in said
+
+
+@SHAPES
+@pytest.mark.parametrize("lost", [0, 3])
+def test_tiers_in_several_lines_are_compared_as_one(tell: Tell, version: str, lost: int) -> None:
+    story = tell(version)
+    tiers = {"billing_scheme": "tiered", "tiers_mode": "graduated"}
+    tiers |= {"tiers[0][up_to]": "4", "tiers[0][unit_amount]": "10"}
+    tiers |= {"tiers[1][up_to]": "inf", "tiers[1][unit_amount]": "5"}
+    story.price("tiered", 0, "records", **{"metadata[om_meter_id]": "m1"}, **tiers)
+    story.subscribe(CLASSIC, "tiered")
+    story.used(10, T)
+    story.use(lost, END - HOUR)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    story.deliver("updated")
+    assert len(story.warned("closed")) == len(story.warned()) == bool(lost)
+    assert all("3 units" in said and "USD" not in said for said in story.warned())
+
+
+def counted_warnings(story: Story, kind: str) -> float:
+    """Return how many warnings of a kind the service has counted."""
+    text = story.service.open("GET", "/metrics").text
+    name = f'openmeter_stripe_warnings_total{{warning="{kind}"}} '
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+@SHAPES
+@pytest.mark.parametrize(("kind", "then"), [("closed", ""), ("changed", "A")])
+def test_an_event_that_is_delivered_again_is_not_counted_again(
+    tell: Tell, version: str, kind: str, then: str
+) -> None:
+    story = tell(version, METRICS="1")
+    story.subscribe(CLASSIC, "R")
+    story.used(10, T - DAY)
+    story.use(3, END - HOUR)
+    story.to(END + 60 if kind == "closed" else T)
+    if then:
+        story.change(then)
+    story.use(1, END + 30)
+    event = next(event for event in story.fresh() if "updated" in event["type"])
+    before = counted_warnings(story, kind)
+    for _ in range(3):
+        story.post(event)
+    assert counted_warnings(story, kind) == before + 1
+
+
+# 17. The same usage on two items
+
+
+@pytest.mark.parametrize("mode", [CLASSIC, FLEXIBLE])
+def test_a_run_names_both_items_that_bill_the_same_usage(tell: Tell, mode: str) -> None:
+    story = tell()
+    story.subscribe(mode, "A")
+    (first,) = story.items()
+    story.subscribe(mode, "twin")
+    (second,) = story.items()
+    story.use(10, T - 60)
+    story.to(T)
+    result = story.run()
+    (said,) = story.warned("billed twice")
+    assert first in said
+    assert second in said
+    assert "warned: 1" in result.output
+    assert story.sent()[-1][1] == story.sent("twin")[-1][1] == "10"
+
+
+def test_two_subscriptions_of_which_one_follows_the_other_bill_nothing_twice(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.to(T)
+    story.call("DELETE", f"subscriptions/{story.subscription}")
+    story.subscribe(FLEXIBLE, "twin")
+    story.use(10, T + 60)
+    story.to(T + HOUR)
+    assert story.run().exit_code == 0
+    assert story.warned() == []
+
+
+@SHAPES
+@MODES
+@pytest.mark.parametrize("second", ["twin", "B"])
+def test_an_event_names_both_items_of_a_subscription_that_bill_the_same_usage(
+    tell: Tell, version: str, mode: str, second: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A", second)
+    story.used(10, T)
+    (said,) = story.warned("billed twice")
+    assert all(item in said for item in story.items())
+    if second == "B":
+        assert {value for _, value in story.sent()} == {"10"}
+    story.to(END + 60)
+    story.deliver()
+    assert sorted(usage_lines(story)) == sorted(
+        [("A", 10, 100), (second, 10, 300 if second == "B" else 100)]
+    )
+
+
+@SHAPES
+def test_two_items_of_a_meter_that_differ_are_refused(tell: Tell, version: str) -> None:
+    story = tell(version)
+    form = {f"items[1]{OM}": "m2"}
+    story.subscribe(FLEXIBLE, "A", "B", **form)
+    story.use(10, T - 60)
+    story.to(T)
+    story.touch()
+    (event,) = story.fresh()
+    answer = story.post(event, 500)
+    assert all(item in answer.text for item in story.items())
+    assert story.sent() == []
+
+
+# 18. An OpenMeter without any usage
+
+
+@WAYS
+def test_an_empty_openmeter_sets_nobody_to_zero(
+    tell: Tell, way: tuple[str, str], empty_openmeter: OpenMeter
+) -> None:
+    story = tell()
+    story.subscribe(*way)
+    story.used(1_000, T)
+    (item,) = story.items()
+    story.service.client = story.start(OPENMETER_URL=empty_openmeter.url).client
+    story.to(T + HOUR)
+    result = story.run()
+    assert result.exit_code == 1
+    assert len(story.warned("empty meter")) == 1
+    assert "m1" in story.warned("empty meter")[0]
+    if way[1] == "R":
+        assert story.stripe.usage(item) == [1_000]
+    else:
+        assert story.stands(START, END) == 1_000
+    asked = [seen for seen in empty_openmeter.requests() if "query" in seen["path"]]
+    assert len(asked) == 2
+
+
+@WAYS
+def test_where_somebody_had_usage_no_rows_are_zero(tell: Tell, way: tuple[str, str]) -> None:
+    story = tell()
+    story.subscribe(*way)
+    story.use(9, T - 60, subject="somebody")
+    story.to(T)
+    result = story.run()
+    assert result.exit_code == 0
+    assert len(story.warned("no rows")) == len(story.warned()) == 1
+    if way[1] == "A":
+        assert story.sent()[-1][1] == "0"
+
+
+@WAYS
+def test_an_event_reports_no_rows_as_zero_with_a_warning(tell: Tell, way: tuple[str, str]) -> None:
+    story = tell()
+    story.subscribe(*way)
+    story.to(T)
+    story.touch()
+    (answer,) = story.deliver()
+    assert [str(entry["quantity"]) for entry in answer.json["reported"]] == ["0"]
+    assert len(story.warned("no rows")) == len(story.warned()) == 1
+
+
+def test_a_dry_run_shows_no_rows_as_a_dash(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(CLASSIC, "R")
+    story.to(T)
+    (row,) = [line for line in story.run("--dry-run").output.splitlines() if "si_" in line]
+    assert " - " in row.split("2023-07-07")[1]
+
+
+# What changes in mid-period besides the price
+
+
+@SHAPES
+@WAYS
+@pytest.mark.parametrize("late", [0, 60], ids=["fresh", "late"])
+def test_another_subject_in_mid_period_is_warned_of_with_both_totals(
+    tell: Tell, version: str, way: tuple[str, str], late: int
+) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.used(111, T - DAY)
+    story.use(37, T - 60, subject="somebody")
+    story.to(T)
+    story.update(**{"metadata[om_subject]": "somebody"})
+    story.deliver(seconds=late)
+    (said,) = story.warned()
+    assert story.warned("changed") == [said]
+    assert {"111", "37"} <= set(re.findall(r"\d+", said))
+
+
+@SHAPES
+@MODES
+def test_another_meter_of_openmeters_in_mid_period_is_warned_of_with_both_totals(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "bare", **{f"items[0]{OM}": "m1"})
+    story.used(111, T - DAY)
+    story.use(37, T - 60, "m2")
+    story.to(T)
+    story.update(**{"items[0][id]": story.items()[0], f"items[0]{OM}": "m2"})
+    story.deliver()
+    (said,) = story.warned()
+    assert story.warned("changed") == [said]
+    assert {"111", "37"} <= set(re.findall(r"\d+", said))
+
+
+@SHAPES
+@WAYS
+def test_another_window_in_mid_period_is_warned_of_with_both_totals(
+    tell: Tell, version: str, way: tuple[str, str]
+) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.used(1, T)
+    story.to(END + 60)
+    story.use(111, END - 3 * HOUR)
+    story.use(37, END + 30)
+    story.deliver()
+    story.caplog.clear()
+    story.to(END + DAY)
+    form = {"items[0][id]": story.items()[0], "items[0][metadata][om_window_size]": "DAY"}
+    story.update(**form)
+    story.deliver()
+    (said,) = story.warned("changed")
+    assert {"148", "37"} <= set(re.findall(r"\d+", said))
+
+
+@SHAPES
+@WAYS
+def test_other_metadata_in_mid_period_is_not_warned_of(
+    tell: Tell, version: str, way: tuple[str, str]
+) -> None:
+    story = tell(version)
+    story.subscribe(*way)
+    story.used(111, T - DAY)
+    story.to(T)
+    story.update(**{"items[0][id]": story.items()[0], "items[0][metadata][a]": "b"})
+    story.deliver()
+    assert story.warned() == []
+
+
+# What comes too late for an item whose price changed
+
+
+@SHAPES
+@MODES
+@CLOSERS
+def test_what_a_changed_items_draft_counts_no_more_is_warned_of(
+    tell: Tell, version: str, mode: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.use(1, T - 60)
+    changed_at(story, T, "B")
+    story.used(5, T + DAY)
+    story.caplog.clear()
+    story.use(2, END - HOUR)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert story.warned()
+    assert all("2 units" in said and "0.60 USD" in said for said in story.warned())
+    assert ("B", 5, 150) in usage_lines(story)
+
+
+# Items of different intervals
+
+
+@SHAPES
+@CLOSERS
+def test_items_of_different_intervals_are_closed_each_at_its_own_end(
+    tell: Tell, version: str, closer: str
+) -> None:
+    story = tell(version)
+    story.price("year", 7, "m2", interval="year", **{"metadata[om_meter_id]": "m2"})
+    story.subscribe(FLEXIBLE, "year", "A")
+    story.used(100, T)
+    story.use(200, T, "m2")
+    story.to(END + 60)
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert (END - 1, "100") in story.sent()
+    assert END - 1 not in [second for second, _ in story.sent("m2")]
+    story.used(50, END + DAY, meter="m2")
+    assert story.sent("m2")[-1][1] == "250"
+    assert story.sent()[-1][1] == "1"
+    assert story.warned() == []
+
+
+# What cannot be read
+
+
+@SHAPES
+def test_an_event_that_cannot_be_read_says_what_to_do(tell: Tell, version: str) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.touch()
+    (event,) = story.fresh()
+    del event["data"]["object"]["items"]
+    answer = story.post(event, 422)
+    assert "items.data is missing" in answer.json["error"]
+    assert event["id"] in answer.json["error"]
+    assert "flask report --subscription" in answer.json["error"]
+    assert "new event" in answer.json["error"]
+
+
+@SHAPES
+@pytest.mark.parametrize("kind", ["updated", "invoice"])
+def test_a_fault_in_stripes_answer_is_not_called_one_of_the_event(
+    tell: Tell, version: str, kind: str
+) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(5, T)
+    story.to(END + 60)
+    event = next(event for event in story.fresh() if kind in event["type"])
+    event["created"] -= 60
+    broken = {**story.shown(), "items": None}
+    story.stripe.fault(method="GET", path="/v1/subscriptions/", status=200, times=1, body=broken)
+    answer = story.post(event, 500)
+    (failed,) = answer.json["failed"]
+    assert "items.data is missing" in failed["error"]
+    assert "Stripe" in failed["error"]
+    assert event["id"] not in answer.text
+    assert story.post(event).json["failed"] == []

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -83,6 +83,7 @@ class Story(Life):
     machine: Machine
     caplog: pytest.LogCaptureFixture
     delivered: int = 0
+    kept: list[Any] = field(default_factory=list)
 
     @property
     def openmeter(self) -> OpenMeter:
@@ -119,12 +120,20 @@ class Story(Life):
         return found
 
     def deliver(self, kind: str = "", order: int = 1, seconds: int = 2) -> list[Answer]:
-        """Deliver what is new some seconds later, and what that makes new; all of it is taken."""
+        """Deliver what is new some seconds later, and what that makes new; all of it is taken.
+
+        Events of other kinds than the one that is asked for come with a later delivery.
+        """
         answers: list[Answer] = []
         for fresh in islice(iter(self.fresh, []), 6):
             if not self.clock:
                 self.machine.now += seconds
-            answers += [self.post(event) for event in fresh[::order] if kind in event["type"]]
+            events, self.kept = [*self.kept, *fresh], []
+            for event in events[::order]:
+                if kind in event["type"]:
+                    answers.append(self.post(event))
+                else:
+                    self.kept.append(event)
         assert self.fresh() == [], "each delivery makes another event"
         return answers
 
@@ -949,7 +958,7 @@ def test_what_was_paused_after_its_renewal_is_closed_all_the_same(
     story.to(END + 60)
     story.status("paused")
     story.deliver()
-    assert story.sent()[-1] == (END - 1, "1040")
+    assert (END - 1, "1040") in story.sent()
     assert usage_lines(story) == [("A", 1_040, 10_400)]
 
 
@@ -977,7 +986,7 @@ def test_an_old_event_puts_no_total_of_its_own_over_a_newer_usage_record(
     story.use(9_000, T - 60, subject="somebody")
     story.to(T)
     story.touch()
-    (old,) = story.fresh()
+    old = story.fresh()[-1]
     if "metadata[om_subject]" in after:
         story.update(**after)
     else:
@@ -1053,12 +1062,13 @@ def test_an_end_in_the_middle_of_a_period_loses_nothing(
     story.use(5, end - 60)
     story.to(end + 60)
     story.deliver()
-    assert story.warned() == []
+    assert story.warned() == story.warned("no rows")
     assert sum(line[1] for line in usage_lines(story, end)) == 112
 
 
 def test_a_run_closes_what_ended_as_long_as_its_last_invoice_is_a_draft(tell: Tell) -> None:
     story = tell()
+    story.read(tie="last")
     story.subscribe(FLEXIBLE, "A", cancel_at_period_end="true")
     story.used(100, T)
     story.use(12, END - 600)
@@ -1154,9 +1164,11 @@ def test_one_off_lines_and_credits_are_not_warned_of(
     story.to(END + 60)
     story.use(1, END + 30)
     close_by(story, closer)
-    assert len(story.invoices()[-1]["lines"]["data"]) == 5
     assert story.warned() == []
-    assert ("A", 100, 1_000) in story.billed()[-1][1]
+    lines = story.invoices()[-1]["lines"]["data"]
+    kinds = [line["parent"]["type"] for line in lines]
+    assert kinds == ["subscription_item_details"] * 2 + ["invoice_item_details"] * 3
+    assert lines[1]["quantity"] == 100
 
 
 # 15. Totals below zero
@@ -1388,7 +1400,7 @@ def test_an_event_reports_no_rows_as_zero_with_a_warning(tell: Tell, way: tuple[
     story.subscribe(*way)
     story.to(T)
     story.touch()
-    (answer,) = story.deliver()
+    answer = story.deliver()[-1]
     assert [str(entry["quantity"]) for entry in answer.json["reported"]] == ["0"]
     assert len(story.warned("no rows")) == len(story.warned()) == 1
 
@@ -1509,8 +1521,8 @@ def test_items_of_different_intervals_are_closed_each_at_its_own_end(
     story = tell(version)
     story.price("year", 7, "m2", interval="year", **{"metadata[om_meter_id]": "m2"})
     story.subscribe(FLEXIBLE, "year", "A")
+    story.use(200, T - 60, "m2")
     story.used(100, T)
-    story.use(200, T, "m2")
     story.to(END + 60)
     story.use(1, END + 30)
     close_by(story, closer)
@@ -1558,3 +1570,26 @@ def test_a_fault_in_stripes_answer_is_not_called_one_of_the_event(
     assert "Stripe" in failed["error"]
     assert event["id"] not in answer.text
     assert story.post(event).json["failed"] == []
+
+
+# A renewal and a change one soon after the other
+
+
+@SHAPES
+@MODES
+@ORDERS
+@pytest.mark.parametrize("then", ["B", "other", "flat"])
+def test_a_change_soon_after_a_renewal_leaves_each_unit_in_one_period(
+    tell: Tell, version: str, mode: str, order: int, then: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(1_000, T)
+    story.use(40, END - 600)
+    story.use(3, END + 60)
+    story.to(END + 300)
+    story.change(then)
+    story.deliver(order=order, seconds=30)
+    sent = dict(story.sent())
+    assert int(sent[END - 1]) + int(sent[END + 299]) == 1_043
+    assert len({value for second, value in story.sent() if second == END - 1}) == 1

@@ -12,7 +12,8 @@ from billing.invoices import (
     InvoicedPeriod,
     fetch_invoiced_periods,
     invoice_subscription_id,
-    is_of_subscription,
+    is_subscription_draft,
+    require_lines,
 )
 from billing.items import (
     COUNTED_FROM,
@@ -93,6 +94,7 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id):
         reports += closing_reports({}, known, ended, services, outcome)
+        skip_unwritten(reports, known, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
 
@@ -112,19 +114,27 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     (docs.stripe.com/invoicing/integration/workflow-transitions).
     """
     invoice = event_object(event)
-    if invoice.get("status") != "draft" or not is_of_subscription(invoice):
+    if not is_subscription_draft(invoice):
         return None
     outcome = Outcome()
+    require_lines(invoice)
     subscription_id = invoice_subscription_id(invoice)
     reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
         current = fetch_current(subscription_id, services)
         reports += invoice_reports(invoice, current, {}, services, outcome)
-        reported = {report.item.id for report in reports if report.writes}
-        items = [str(entry.get("id")) for entry in current.entries]
-        outcome.skipped.extend(item for item in items if item not in reported)
+        skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
+
+
+def skip_unwritten(
+    reports: list[PendingReport], subscription: Subscription, outcome: Outcome
+) -> None:
+    """Note the items of which nothing is written as skipped."""
+    known = {*outcome.skipped, *(report.item.id for report in reports if report.writes)}
+    items = [str(entry.get("id")) for entry in subscription.entries]
+    outcome.skipped.extend(item for item in items if item not in known)
 
 
 def read_event(event: Mapping[str, Any], services: Services, outcome: Outcome) -> Subscription:

@@ -215,11 +215,17 @@ def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
 
     Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
+    lines = require_lines(invoice)
+    if invoice["lines"].get("has_more"):
+        return stripe_api.list_invoice_lines(account, require_id(invoice, "id", ""))
+    return lines
+
+
+def require_lines(invoice: Json) -> list[Json]:
+    """Return the lines that an invoice lists. Raises InvalidSubscription."""
     lines = invoice.get("lines")
     if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
         raise InvalidSubscription("lines.data is missing")
-    if lines.get("has_more"):
-        return stripe_api.list_invoice_lines(account, require_id(invoice, "id", ""))
     return [line for line in lines["data"] if isinstance(line, dict)]
 
 
@@ -294,10 +300,11 @@ def invoice_subscription_id(invoice: Json) -> str:
     return require_expandable_id(holder, "subscription")
 
 
-def is_of_subscription(invoice: Json) -> bool:
-    """Say whether an invoice bills a subscription."""
-    try:
-        invoice_subscription_id(invoice)
-    except InvalidSubscription:
-        return False
-    return True
+def is_subscription_draft(invoice: Json) -> bool:
+    """Say whether an invoice is a draft that Stripe made for a subscription.
+
+    Besides renewals, the drafts of a schedule's phase transitions have a draft hour
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+    """
+    made_for = str(invoice.get("billing_reason")).startswith("subscription")
+    return made_for and invoice.get("status") == "draft"

@@ -25,7 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import usage
 from billing import stripe_api, ways
 from billing.events import invoice_reports
-from billing.invoices import invoice_subscription_id, is_of_subscription
+from billing.invoices import invoice_subscription_id, is_subscription_draft
 from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem, overlap
 from billing.reports import (
     Outcome,
@@ -109,7 +109,7 @@ class Run:
                         compared.append(compare(report, self.services))
         else:
             outcome.add(report_in_order(reports, self.services))
-        self.note(len({report.item.id for report in reports}), outcome, compared)
+        self.note({report.item.id for report in reports}, outcome, compared)
 
     def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[PendingReport]:
         """Return what to report: the periods that drafts still bill, then the running ones.
@@ -190,16 +190,17 @@ class Run:
             self.counts["empty"] += 1
             self.show(outcome.warnings[0])
 
-    def note(self, items: int, outcome: Outcome, compared: list[Comparison]) -> None:
+    def note(self, items: set[str], outcome: Outcome, compared: list[Comparison]) -> None:
         """Count and show what became of a subscription."""
+        count = len(items.union(outcome.skipped))
         with self.lock:
             self.counts["subscriptions"] += 1
-            self.counts["items"] += items + len(outcome.skipped)
+            self.counts["items"] += count
             for name in ("reported", "skipped", "warnings", "failed"):
                 self.counts[name] += len(getattr(outcome, name))
             self.counts["different"] += sum(found.difference != 0 for found in compared)
             self.failures += outcome.failed
-            self.tick(items + len(outcome.skipped))
+            self.tick(count)
             for entry in [*outcome.reported, *outcome.warnings, *outcome.failed]:
                 self.show(entry)
             for found in compared:
@@ -250,11 +251,11 @@ def compare(report: PendingReport, services: Services) -> Comparison:
 
 
 def has_usage(meter: str, as_of: int, services: Services) -> bool:
-    """Say whether anybody had usage in a meter in the days before a UTC second.
+    """Say whether anybody had usage in a meter in the days until a UTC second, or in its minute.
 
     Raises ReportFailed.
     """
-    end = datetime.fromtimestamp(as_of, UTC)
+    end = datetime.fromtimestamp(as_of + 60, UTC)
     start = end - timedelta(days=USED_DAYS)
     try:
         return bool(usage.total(services.openmeter, meter, None, start, end))
@@ -278,17 +279,17 @@ def as_listed(subscription: Json, as_of: int, services: Services) -> Subscriptio
 def draft_invoices(subscription: Subscription, services: Services) -> list[Json]:
     """Return a subscription's drafts, oldest first, as a rule without asking Stripe again.
 
-    Its latest invoice comes with it: if that is older than a draft can be, there is none. Raises
-    ReportRefused or ReportFailed.
+    Its latest invoice comes with it: if that is older than a draft can be, or is its first one
+    and final, there is none. Raises ReportRefused or ReportFailed.
     """
-    latest = subscription.fields.get("latest_invoice")
-    if (
-        isinstance(latest, Mapping)
-        and latest.get("created", 0) < subscription.as_of - DRAFT_SECONDS
-    ):
-        return []
+    latest, oldest = subscription.fields.get("latest_invoice"), subscription.as_of - DRAFT_SECONDS
+    if isinstance(latest, Mapping):
+        is_first = latest.get("billing_reason") == "subscription_create"
+        is_old = latest.get("created", 0) < oldest
+        if is_old or (is_first and latest.get("status") != "draft"):
+            return []
     found = stripe_api.list_draft_invoices(services.stripe, str(subscription.fields["id"]))
-    return found[::-1]
+    return [invoice for invoice in found[::-1] if is_subscription_draft(invoice)]
 
 
 def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[tuple[Json, int]]:
@@ -321,9 +322,10 @@ def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Js
     """
     as_of = int(time.time())
     for invoice in stripe_api.list_recent_drafts(services.stripe, as_of - DRAFT_SECONDS):
-        if not is_of_subscription(invoice):
-            continue
-        subscription_id = invoice_subscription_id(invoice)
+        try:
+            subscription_id = invoice_subscription_id(invoice)
+        except InvalidSubscription:
+            continue  # a draft of no subscription
         if subscription_id not in seen:
             seen.add(subscription_id)
             yield stripe_api.fetch_subscription(services.stripe, subscription_id), as_of

@@ -34,10 +34,10 @@ def report_total(
 def record_timestamp(item: MeteredItem) -> int:
     """Return the one second of a period at which its usage record is set.
 
-    Stripe takes none at the start itself
+    Stripe takes none at the start itself, and bills none from before an item was added
     (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
     """
-    return item.start + 1
+    return item.counted_from + 1
 
 
 def set_usage_record(account: StripeConnection, item: MeteredItem, total: Decimal) -> int:

@@ -605,7 +605,7 @@ class Account(Ledger):
             item = self.get("subscription_item", entry["id"], f"items[{n}][id]")
             price = self.entry_price(entry, n)
             if is_true(entry.get("deleted")) or price["id"] != item["price"]:
-                gone += [closing.pop(item["id"])] if item["id"] in closing else []
+                gone += self.replaced_lines(item, closing, at)
             if is_true(entry.get("deleted")):
                 ending[:] = [other for other in ending if other is not item]
                 self.remove_item(subscription, item)
@@ -613,12 +613,20 @@ class Account(Ledger):
             merge_metadata(item, entry)
             quantity = integer(entry.get("quantity", item["quantity"] or 1), "quantity")
             item |= {"price": price["id"], "quantity": None if is_metered(price) else quantity}
+            ending += [] if any(other is item for other in ending) else [item]
         same = [self.get("price", item["price"])["recurring"] for item in ending]
         if subscription["billing_mode"] == "classic" and set(map(length, same)) != set(
             map(length, intervals)
         ):
             subscription["anchor"] = at
         return gone
+
+    def replaced_lines(self, item: Record, closing: dict[str, Record], at: int) -> list[Record]:
+        """Return the line of an item that a switch replaces, though its period goes on."""
+        if item["id"] in closing:
+            return [closing.pop(item["id"])]
+        goes_on = item["end"] > at and self.metered(item)
+        return [self.closing_line(item, at, draft=True)] if goes_on else []
 
     def invoice_renewal(
         self,

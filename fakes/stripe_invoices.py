@@ -107,8 +107,9 @@ class Ledger(Usage):
         line = self.closing_line(item, now)
         line["start"] = item["start"] if item["counted_from"] is None else item["counted_from"]
         line |= {"counted_until": now, "usage": True}
-        self.count(line, subscription["customer"])
-        self.add_invoice_item(subscription, line)
+        if line["start"] < now:
+            self.count(line, subscription["customer"])
+            self.add_invoice_item(subscription, line)
 
     def prorate(
         self, subscription: Record, item: Record, start: int, end: int, credit: bool

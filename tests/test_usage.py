@@ -65,6 +65,8 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
         ("0.1234567891", "0.123456789"),
         ("2.5e3", "2500"),
         ("-1e-12", "0"),
+        ("-0.000000001", "-0.000000001"),
+        ("-150", "-150"),
         ("9007199254740992", "9007199254740992"),
         ("9007199254740991.5", "9007199254740991.5"),
     ],
@@ -72,7 +74,7 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
 def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
     found = usage.validated_total(json.loads(text, parse_float=Decimal, parse_int=Decimal))
     assert found == Decimal(total)
-    assert not found.is_signed()
+    assert found.is_signed() == (found < 0)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,6 @@ def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
         ("1e21", "beyond 2\\*\\*53"),
         ("1e999999999", "beyond 2\\*\\*53"),
         ("-1e21", "beyond 2\\*\\*53"),
-        ("-1", "negative"),
-        ("-0.000000001", "negative"),
         ("NaN", "no finite number"),
         ("Infinity", "no finite number"),
         ("null", "no finite number"),
@@ -140,7 +140,7 @@ def test_an_unreadable_answer_names_the_meter(mocker: MockerFixture, body: str) 
         usage.total(client, "m1", "cus_123", START, END)
 
 
-@pytest.mark.parametrize("value", ["-1", "NaN", "1e21", "null", "9007199254740994"])
+@pytest.mark.parametrize("value", ["NaN", "1e21", "null", "9007199254740994"])
 def test_a_total_that_cannot_be_billed_names_the_meter(mocker: MockerFixture, value: str) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200

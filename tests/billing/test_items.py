@@ -33,7 +33,8 @@ def test_consecutive_periods_neither_overlap_nor_leave_a_gap(
     bounds: list[int], window: int
 ) -> None:
     periods = [
-        replace(ITEM, start=start, end=end, window=window) for start, end in pairwise(bounds)
+        replace(ITEM, start=start, end=end, counted_from=start, window=window)
+        for start, end in pairwise(bounds)
     ]
     for before, after in pairwise(periods):
         assert before.window_end == after.window_start
@@ -73,9 +74,9 @@ def planned(item: dict[str, Any], **changes: Any) -> MeteredItem | None:
 def test_an_item_is_read_with_its_period_from_the_subscription_or_from_itself() -> None:
     assert planned(entry()) == ITEM
     own = {"current_period_start": 60, "current_period_end": 120}
-    assert planned(entry(**own)) == replace(ITEM, start=60, end=120)
+    assert planned(entry(**own)) == replace(ITEM, start=60, end=120, counted_from=60)
     without = {"current_period_start": None, "current_period_end": None}
-    assert planned(entry(**own), **without) == replace(ITEM, start=60, end=120)
+    assert planned(entry(**own), **without) == replace(ITEM, start=60, end=120, counted_from=60)
 
 
 def test_meter_and_window_come_from_the_item_or_else_from_its_price() -> None:

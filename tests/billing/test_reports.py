@@ -29,7 +29,7 @@ def test_a_period_within_a_window_is_zero_without_a_query(
     asked.assert_not_called()
 
 
-@pytest.mark.parametrize("value", ["-1", "NaN", "1e21", "null", "9007199254740994"])
+@pytest.mark.parametrize("value", ["NaN", "1e21", "null", "9007199254740994"])
 def test_a_total_that_cannot_be_billed_fails_the_report(
     services: Services, mocker: MockerFixture, value: str
 ) -> None:

@@ -120,7 +120,7 @@ def test_an_events_second_lies_within_its_period(as_of: int, second: int) -> Non
 def test_a_later_report_has_no_earlier_second_and_a_closing_one_a_later(
     length: int, instants: list[int]
 ) -> None:
-    item = replace(METERED, start=1_000, end=1_000 + length)
+    item = replace(METERED, start=1_000, end=1_000 + length, counted_from=1_000)
     seconds = [ways.event_timestamp(item, 1_000 + at) for at in sorted(instants)]
     assert seconds == sorted(seconds)
     running = ways.event_timestamp(item, item.end - 1)

@@ -243,22 +243,25 @@ def test_usage_records_go_over_to_a_new_price_without_a_meter(life: Life) -> Non
     assert life.billed() == [("cycle", [("S", 1_500, 30_000)])]
 
 
-@pytest.mark.parametrize(("first", "then", "billed"), [("R", "A", 5), ("A", "R", 6)])
-def test_between_records_and_a_meter_nothing_goes_over(
-    life: Life, first: str, then: str, billed: int
-) -> None:
-    life.subscribe(CLASSIC, first)
+@pytest.mark.parametrize(
+    ("path", "billed"), [("RA", 0), ("AR", 0), ("RAR", 6), ("ARA", 5)], ids=str
+)
+def test_between_records_and_a_meter_nothing_goes_over(life: Life, path: str, billed: int) -> None:
+    life.subscribe(CLASSIC, path[0])
     life.to(T)
-    if first == "R":
+    if path[0] == "R":
         life.record(0, 40, START + 1)
     life.report(40)
-    life.change(then)
-    life.to(T + DAY)
-    if then == "R":
-        life.record(0, 6, T + 1)
-    life.report(5)
+    for n, name in enumerate(path[1:], start=1):
+        life.to(T + n * DAY)
+        life.change(name)
+    life.to(T + 5 * DAY)
+    if path == "RAR":
+        life.record(0, 6, T + 3 * DAY)
+    elif path == "ARA":
+        life.report(5)
     life.to(END + 2 * HOUR)
-    assert life.billed() == [("cycle", [(then, billed, 10 * billed)])]
+    assert life.billed() == [("cycle", [(path[-1], billed, 10 * billed)])]
 
 
 @BOTH
@@ -419,6 +422,16 @@ def test_a_schedule_can_change_the_price_of_an_item(life: Life, mode: str) -> No
     assert life.billed() == [("cycle", [("A", 8, 80)]), ("cycle", [("B", 2, 60)])]
 
 
+def test_a_schedule_closes_an_item_whose_own_period_goes_on(life: Life) -> None:
+    life.price("year", 10, meter="m2", interval="year")
+    life.subscribe(FLEXIBLE, "A", "year")
+    life.switch({"id": life.items()[1], "deleted": True})
+    life.to(T)
+    life.report(4, meter="m2")
+    life.to(END + 2 * HOUR)
+    assert life.billed() == [("cycle", [("year", 4, 40), ("A", 0, 0)])]
+
+
 # Trials
 
 
@@ -452,6 +465,18 @@ def test_a_later_anchor_ends_the_period_after_a_trial(life: Life, mode: str) -> 
     assert (period["current_period_start"], period["current_period_end"]) == (T, anchor)
     life.to(anchor + 2 * HOUR)
     assert life.billed()[-1] == ("cycle", [("A", 5, 50)])
+
+
+@BOTH
+def test_a_trial_that_moves_takes_the_anchor_along_unless_that_lies_later(
+    life: Life, mode: str
+) -> None:
+    anchor = START + 20 * DAY
+    life.subscribe(mode, "A", trial_end=T, billing_cycle_anchor=anchor)
+    for trial_end in (T + DAY, anchor + DAY):
+        shown = life.update(trial_end=trial_end)
+        assert shown["billing_cycle_anchor"] == max(anchor, trial_end)
+        assert shown["items"]["data"][0]["current_period_end"] == trial_end
 
 
 @pytest.mark.parametrize(

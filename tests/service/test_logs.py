@@ -81,6 +81,7 @@ def test_a_warning_names_its_kind(start: Start, lines: Lines) -> None:
     service = start()
     service.stripe.seed()
     service.stripe.collect_events(ENDIVE)
+    service.openmeter.use(service.stripe.ids["customer"], 10)
     before = service.stripe.subscription(ENDIVE)
     service.stripe.advance(END + DAY)
     closing = updated(service.stripe.subscription(ENDIVE))

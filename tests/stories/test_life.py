@@ -1593,3 +1593,207 @@ def test_a_change_soon_after_a_renewal_leaves_each_unit_in_one_period(
     sent = dict(story.sent())
     assert int(sent[END - 1]) + int(sent[END + 299]) == 1_043
     assert len({value for second, value in story.sent() if second == END - 1}) == 1
+
+
+# Boundaries to the second, whatever the window
+
+
+@MODES
+@pytest.mark.parametrize("window", ["MINUTE", "DAY"])
+@pytest.mark.parametrize("turn", ["changed", "swapped", "added"])
+def test_a_turn_in_mid_period_is_exact_with_any_window(
+    tell: Tell, mode: str, window: str, turn: str
+) -> None:
+    story = tell(OPENMETER_WINDOW_SIZE=window)
+    story.subscribe(mode, "flat" if turn == "added" else "A")
+    story.to(T)
+    story.use(1_000, T - 1)
+    story.use(5, T)
+    item = story.items()[0]
+    if turn == "changed":
+        story.change("B")
+    elif turn == "added":
+        story.add("B")
+    else:
+        new = {"items[1][price]": story.prices["B"]}
+        story.update(**{"items[0][id]": item, "items[0][deleted]": "true", **new})
+    story.deliver()
+    former = [] if turn == "added" else [(T - 1, "1000")]
+    assert [event for event in story.sent() if event[0] < T] == former
+    assert story.stands(T, END) == 5
+
+
+@SHAPES
+@MODES
+@ORDERS
+def test_units_around_a_renewal_after_a_change_are_billed_once(
+    tell: Tell, version: str, mode: str, order: int
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    changed_at(story, T, "B")
+    story.used(5, T + DAY)
+    story.use(40, END - 600)
+    story.to(END + 60)
+    story.use(3, END + 30)
+    story.deliver(order=order)
+    story.used(0, END + HOUR)
+    closed, running = story.stands(T, END), story.stands(END, END + DAY)
+    assert (closed, running) == (5, 43)
+
+
+@SHAPES
+@MODES
+def test_a_change_of_interval_counts_from_there(tell: Tell, version: str, mode: str) -> None:
+    story = tell(version)
+    story.price("week", 30, interval="week", **{"metadata[om_meter_id]": "m1"})
+    story.subscribe(mode, "A")
+    story.used(1_000, T - DAY)
+    story.to(T)
+    story.use(40, T - 30)
+    story.use(5, T + 1)
+    story.change("week")
+    story.deliver()
+    story.used(0, T + HOUR)
+    assert story.stands(T, T + DAY) == 5
+    assert (T - 1, "1040") in story.sent()
+    assert any("40 units" in said or "1040 units" in said for said in story.warned())
+
+
+@SHAPES
+def test_what_is_resumed_counts_nothing_of_the_time_between(tell: Tell, version: str) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T)
+    story.status("paused")
+    story.deliver()
+    again = END + 5 * DAY + 77
+    story.use(500, again - 60)
+    story.to(again)
+    story.use(3, again + 1)
+    story.status("active")
+    story.deliver()
+    story.used(0, again + HOUR)
+    assert story.stands(again, again + DAY) == 3
+
+
+@SHAPES
+@pytest.mark.parametrize("status", ["past_due", "unpaid"])
+def test_what_is_unpaid_is_reported_on(tell: Tell, version: str, status: str) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T)
+    story.status(status)
+    story.used(5, T + DAY)
+    assert story.stands(START, END) == 105
+    story.use(7, END - 2 * HOUR)
+    story.to(END + 60)
+    story.deliver()
+    assert usage_lines(story) == [("A", 112, 1_120)]
+
+
+@SHAPES
+@MODES
+def test_a_customer_who_comes_back_is_billed_for_each_stay_alone(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(500, T)
+    story.call("DELETE", f"subscriptions/{story.subscription}", invoice_now="true")
+    story.to(T + 60)
+    story.use(9, T + 30)
+    story.subscribe(mode, "A")
+    story.deliver(order=-1)
+    story.used(5, T + HOUR)
+    assert story.stands(T + 60, END) == 5
+    end = story.shown()["items"]["data"][0]["current_period_end"]
+    story.to(end + 60)
+    story.deliver(order=-1)
+    assert usage_lines(story, end) == [("A", 500, 5_000), ("A", 5, 50)]
+
+
+# What changes no meter
+
+
+@SHAPES
+@MODES
+@pytest.mark.parametrize("then", ["team", "more seats", "gone", "new"])
+def test_a_licensed_item_that_changes_leaves_the_metered_one_alone(
+    tell: Tell, version: str, mode: str, then: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "flat", "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    if then == "gone":
+        story.remove(0)
+    elif then == "new":
+        story.add("team")
+    elif then == "team":
+        story.change("team")
+    else:
+        story.update(**{"items[0][id]": story.items()[0], "items[0][quantity]": "3"})
+    story.deliver()
+    story.used(5, T + DAY)
+    assert story.warned() == []
+    assert story.sent()[-1][1] == "105"
+    story.use(7, END - 2 * HOUR)
+    story.to(END + 60)
+    story.use(1, END + 30)
+    story.deliver()
+    assert story.warned() == []
+    assert [line for line in usage_lines(story) if line[0] == "A"] == [("A", 112, 1_120)]
+
+
+@SHAPES
+@MODES
+def test_a_change_in_a_trial_is_free_and_warns_of_nothing(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A", trial_end=TRIAL_END + 20 * DAY)
+    story.used(100, T - DAY)
+    story.use(60, T - 30)
+    changed_at(story, T, "B")
+    assert story.warned("changed", "reset", "closed") == []
+    story.to(TRIAL_END + 20 * DAY + 60)
+    story.use(5, TRIAL_END + 20 * DAY + 30)
+    story.deliver()
+    story.used(0, TRIAL_END + 20 * DAY + HOUR)
+    assert story.sent()[-1][1] == "5"
+    assert story.warned("changed", "reset", "closed") == []
+
+
+# A team's own start of counting
+
+
+@SHAPES
+@pytest.mark.parametrize(("mode", "price"), [(CLASSIC, "bare R"), (FLEXIBLE, "bare")])
+def test_a_team_that_starts_metering_in_mid_period_can_say_since_when(
+    tell: Tell, version: str, mode: str, price: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, price)
+    story.use(1_000, T - 30)
+    story.use(4, T + 30)
+    story.to(T + 60)
+    since = {f"items[0]{OM}": "m1", "items[0][metadata][om_counted_from]": str(T)}
+    story.update(**{"items[0][id]": story.items()[0], **since})
+    story.deliver()
+    assert usage_lines(story) == [(price, 4, 40)]
+
+
+@SHAPES
+def test_an_item_made_with_its_subscription_counts_from_the_period_though_a_second_younger(
+    tell: Tell, version: str
+) -> None:
+    story = tell(version)
+    story.use(6, START + 20)
+    story.subscribe(FLEXIBLE, "flat")
+    story.to(START + 45)
+    story.add("A")
+    story.to(START + 90)
+    story.touch()
+    story.deliver()
+    assert story.sent()[-1][1] == "6"

@@ -1809,3 +1809,149 @@ def test_an_item_made_with_its_subscription_counts_from_the_period_though_a_seco
     story.touch()
     story.deliver()
     assert story.sent()[-1][1] == "6"
+
+
+# Several items at once
+
+
+@SHAPES
+@MODES
+@pytest.mark.parametrize("count", [9, 11])
+def test_a_change_among_more_items_than_an_event_lists_counts_from_its_second(
+    tell: Tell, version: str, mode: str, count: int
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A", *["flat"] * count)
+    story.used(1_000, T - DAY)
+    story.use(60, T - 30)
+    changed_at(story, T, "B")
+    assert (T - 1, "1060") in story.sent()
+    story.used(5, T + DAY)
+    assert story.sent()[-1][1] == "5"
+    assert story.stands(T, END) == 5
+
+
+@SHAPES
+@MODES
+def test_an_item_added_to_more_than_an_event_lists_counts_from_its_creation(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "other", *["flat"] * 11)
+    story.use(9, T - 60, "m2")
+    story.use(1_000, T - 60)
+    story.to(T)
+    story.add("A")
+    story.deliver()
+    story.used(5, T + DAY)
+    assert story.sent()[-1][1] == "5"
+    assert story.sent("m2")[-1][1] == "9"
+    assert story.warned("changed", "reset", "closed") == []
+
+
+@SHAPES
+@MODES
+@ORDERS
+def test_two_items_that_trade_their_prices_trade_their_meters_too(
+    tell: Tell, version: str, mode: str, order: int
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A", "other")
+    story.use(20, T - DAY, "m2")
+    story.used(10, T - DAY)
+    story.to(T)
+    form: dict[str, str] = {}
+    for n, (item, name) in enumerate(zip(story.items(), ("other", "A"), strict=True)):
+        form |= {f"items[{n}][id]": item, f"items[{n}][price]": story.prices[name]}
+    story.update(**form)
+    story.deliver(order=order)
+    assert (story.stands(START, T), story.stands(START, T, "m2")) == (10, 20)
+    story.use(2, T + HOUR, "m2")
+    story.used(1, T + DAY)
+    assert (story.stands(T, END), story.stands(T, END, "m2")) == (1, 2)
+    lines = sorted(usage_lines(story))
+    former = [("A", 10, 100), ("other", 20, 140)] if mode == FLEXIBLE else []
+    assert lines == sorted([("A", 1, 10), ("other", 2, 14), *former])
+
+
+@SHAPES
+@MODES
+@CLOSERS
+def test_two_items_that_trade_their_prices_at_the_renewal_are_closed_on_their_old_meters(
+    tell: Tell, version: str, mode: str, closer: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A", "other")
+    story.use(20, END - 600, "m2")
+    story.use(10, END - 600)
+    first, second = story.items()
+    story.switch(
+        {"id": first, "price": story.prices["other"]}, {"id": second, "price": story.prices["A"]}
+    )
+    story.to(END + 60)
+    story.use(2, END + 30, "m2")
+    story.use(1, END + 30)
+    close_by(story, closer)
+    assert (story.stands(START, END), story.stands(START, END, "m2")) == (10, 20)
+    assert story.warned() == []
+    story.used(0, END + HOUR)
+    assert (story.stands(END, END + DAY), story.stands(END, END + DAY, "m2")) == (1, 2)
+    assert sorted(usage_lines(story)) == [("A", 10, 100), ("other", 20, 140)]
+
+
+# Events that come very late
+
+
+@SHAPES
+@MODES
+def test_a_change_that_is_told_again_in_the_next_period_changes_nothing(
+    tell: Tell, version: str, mode: str
+) -> None:
+    story = tell(version)
+    story.subscribe(mode, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.change("B")
+    event = story.stripe.events()[-1]
+    story.deliver()
+    story.used(20, T + DAY)
+    story.to(END + 60)
+    story.use(3, END + 30)
+    story.deliver()
+    story.used(4, END + DAY)
+    story.post(event)
+    story.deliver()
+    assert story.stands(END, END + 2 * DAY) == 7
+    assert story.stands(T, END) == 20
+    former = [("A", 100, 1_000)] if mode == FLEXIBLE else []
+    assert story.billed_in_the_end() == [("cycle", [("B", 20, 600), *former])]
+
+
+@SHAPES
+@MODES
+@ORDERS
+@READINGS
+def test_after_an_outage_over_a_change_and_a_renewal_no_line_has_more_than_was_used(
+    tell: Tell, version: str, mode: str, order: int, readings: dict[str, str]
+) -> None:
+    story = tell(version)
+    story.read(**readings)
+    story.subscribe(mode, "A")
+    story.used(100, T - DAY)
+    story.use(6, T - 60)
+    story.use(20, T + DAY)
+    story.to(T)
+    story.change("B")
+    story.to(END + 60)
+    story.use(3, END + 30)
+    story.deliver(order=order)
+    story.used(0, END + HOUR)
+    assert story.stands(END, END + DAY) == 3
+    text = "\n".join(story.warned("changed", "closed"))
+    assert "106 units" in text
+    assert "20 units" in text
+    billed = dict.fromkeys(("A", "B"), 0)
+    for name, units, _ in usage_lines(story):
+        billed[name] += units
+    assert billed["A"] <= 106
+    assert billed["B"] <= 20

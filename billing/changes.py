@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from billing.items import LATEST_SECOND, is_billed_by_meter, is_metered
+from billing.items import LATEST_SECOND, has_meter, is_metered
 from billing.stripe_api import Json
 
 PERIOD = ("current_period_start", "current_period_end")
@@ -43,14 +43,14 @@ class EndedPeriod:
         (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
         """
         both = (self.before, self.after or {})
-        return all(has_metered_price(item) and not is_billed_by_meter(item) for item in both)
+        return all(has_metered_price(item) and not has_meter(item.get("price")) for item in both)
 
     @property
     def began_price(self) -> bool:
-        """Say whether another price of the item is billed from its end on."""
+        """Say whether another price of the item is billed from its end on, as a new one."""
         if self.after is None or price_id(self.before) == price_id(self.after):
             return False
-        return has_metered_price(self.after) and not self.goes_over
+        return not self.goes_over and any(map(has_metered_price, (self.before, self.after)))
 
 
 def price_id(item: Json) -> object:
@@ -161,14 +161,21 @@ def second(value: object) -> int | None:
 def added_seconds(previous: Json, entries: list[Json]) -> list[int]:
     """Return when Stripe made the items that an update added: the second of the update."""
     before = previous_entries(previous)
-    created = [entry.get("created") for entry in entries if entry.get("id") not in before]
+    created = [entry.get("created") for entry in entries if str(entry.get("id")) not in before]
     return [at for at in created if type(at) is int] if before else []
 
 
-def have_one_interval(entries: list[Json]) -> bool:
-    """Say whether the items are billed in the same interval, and so have the same periods."""
+def show_periods(previous: Json, entries: list[Json]) -> bool:
+    """Say whether an event shows the period of each item, before and after.
+
+    Before basil it shows the shortest one, though items of other intervals have their own
+    (docs.stripe.com/billing/subscriptions/mixed-interval).
+    """
+    every = [*entries, *previous_entries(previous).values()]
+    if all("current_period_start" in entry for entry in every):
+        return True
     intervals = set()
-    for entry in entries:
+    for entry in every:
         price = entry.get("price")
         recurring = price.get("recurring") if isinstance(price, Mapping) else None
         if isinstance(recurring, Mapping):

@@ -6,25 +6,27 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from billing import changes, losses, stripe_api
+from billing import changes, losses, notes, stripe_api
 from billing.changes import EndedPeriod
 from billing.invoices import (
     InvoicedPeriod,
+    KnownItems,
+    billed_units,
     fetch_invoiced_periods,
     invoice_subscription_id,
     is_subscription_draft,
     require_lines,
 )
 from billing.items import (
-    COUNTED_FROM,
     InvalidSubscription,
     MeteredItem,
     is_free,
-    noted_seconds,
     read_item,
     require_expandable_id,
+    require_id,
     reset_anchor,
 )
+from billing.notes import COUNTED_FROM, NO_METER, REMOVED, RemovedItem
 from billing.reports import Outcome, PendingReport, Services, report_until_deadline
 from billing.stripe_api import RESET_REASON, Json, ReportFailed
 from billing.subscriptions import (
@@ -37,11 +39,10 @@ from billing.subscriptions import (
     read_items,
     warn_of_double_billing,
 )
+from usage import WINDOW_SECONDS
 
 FRESH_SECONDS = 5
-# How many changes an item's metadata keeps; a value has at most 500 characters
-# (docs.stripe.com/api/metadata).
-NOTED_CHANGES = 20
+UNSEEN = "is gone or has another price, but the customer.subscription.updated of that was not seen"
 
 
 def event_object(event: Mapping[str, Any]) -> Json:
@@ -71,8 +72,9 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     with outcome.record_errors(known.id):
         current = current_subscription(event, known, services)
         previous, ended = previous_attributes(event), ended_by_update(event, known, current.as_of)
-        reports += changed_reports(previous, known, ended, services)
+        reports += changed_reports(previous, known, ended, services, outcome)
         reports += closing_reports(previous, known, ended, services, outcome)
+        note_removals(previous, known, current, ended, services)
         current = note_changes(current, ended, services, outcome)
         reports += running_reports(previous, known, current, services, outcome)
     report_until_deadline(reports, services, outcome)
@@ -117,12 +119,13 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     if not is_subscription_draft(invoice):
         return None
     outcome = Outcome()
-    require_lines(invoice)
+    require_id(invoice, "id", "")
+    billed_units(require_lines(invoice))
     subscription_id = invoice_subscription_id(invoice)
     reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
         current = fetch_current(subscription_id, services)
-        reports += invoice_reports(invoice, current, {}, services, outcome)
+        reports += invoice_reports(invoice, current, [], services, outcome)
         skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -159,11 +162,8 @@ def current_subscription(
     """
     created = event.get("created")
     is_fresh = type(created) is int and int(time.time()) - created <= FRESH_SECONDS
-    # Before basil an event shows one period, though items of other intervals have their own
-    # (docs.stripe.com/billing/subscriptions/mixed-interval).
-    shows_periods = all("current_period_start" in entry for entry in known.entries)
-    shows_periods |= changes.have_one_interval(known.entries)
-    if is_fresh and shows_periods and known.fields.get("test_clock") is None:
+    periods = changes.show_periods(previous_attributes(event), known.entries)
+    if is_fresh and periods and known.fields.get("test_clock") is None:
         return known
     return fetch_current(known.id, services)
 
@@ -181,13 +181,20 @@ def ended_by_update(event: Mapping[str, Any], known: Subscription, as_of: int) -
 
 
 def changed_reports(
-    previous: Json, known: Subscription, ended: list[EndedPeriod], services: Services
+    previous: Json,
+    known: Subscription,
+    ended: list[EndedPeriod],
+    services: Services,
+    outcome: Outcome,
 ) -> list[PendingReport]:
     """Return the periods that ended in the middle: their item is gone, or has another price."""
     reports = []
     for period in ended:
         item = item_before(period, previous, known, services)
         if period.by == "change" and item and not period.goes_over:
+            if not changes.show_periods(previous, known.entries):
+                losses.warn_of_unknown_period(item.id, outcome)
+                continue
             check = partial(losses.warn_of_change, after=period.after, mode=known.billing_mode)
             writes = item.billing_meter is not None
             reports.append(PendingReport(item, item.end, writes=writes, check=check))
@@ -209,20 +216,26 @@ def closing_reports(
     closed = [period for period in ended if period.by != "change"]
     reports = latest_invoice_reports(known, closed, services, outcome) if closed else []
     billed = {(report.item.id, report.item.end) for report in reports}
-    for period in closed:
-        item = item_before(period, previous, known, services)
-        if item and (item.id, item.end) not in billed:
-            by_meter = item.billing_meter is not None
-            expected = by_meter and period.by == "renewal"
-            reports.append(
-                PendingReport(
-                    item,
-                    item.end,
-                    writes=by_meter and period.by != "end",
-                    check=None if expected else partial(losses.warn_of_no_invoice, by=period.by),
-                )
-            )
+    if changes.show_periods(previous, known.entries):
+        for period in closed:
+            item = item_before(period, previous, known, services)
+            if item and (item.id, item.end) not in billed:
+                reports.append(uninvoiced_report(item, period.by))
     return reports
+
+
+def uninvoiced_report(item: MeteredItem, by: str) -> PendingReport:
+    """Return what to do about a closed period for which the latest invoice has no line.
+
+    Another draft of a renewal may have it, as in classic billing mode after a schedule's switch.
+    """
+    by_meter = item.billing_meter is not None
+    return PendingReport(
+        item,
+        item.end,
+        writes=by_meter and by != "end",
+        check=None if by_meter and by == "renewal" else partial(losses.warn_of_no_invoice, by=by),
+    )
 
 
 def item_before(
@@ -250,42 +263,46 @@ def latest_invoice_reports(
 ) -> list[PendingReport]:
     """Return the periods that closed, as the invoice that a subscription names its latest has them.
 
-    Raises ReportRefused or ReportFailed.
+    Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
     if known.fields.get("latest_invoice") is None:
         return []
-    try:
-        invoice_id = require_expandable_id(known.fields, "latest_invoice")
-    except InvalidSubscription as error:
-        raise ReportFailed(str(error)) from error
+    invoice_id = require_expandable_id(known.fields, "latest_invoice")
     invoice = stripe_api.fetch_invoice(services.stripe, invoice_id)
-    before = {str(period.before.get("id")): period.before for period in closed}
     ends = {period.end for period in closed}
-    reports = invoice_reports(invoice, known, before, services, outcome)
+    reports = invoice_reports(invoice, known, closed, services, outcome)
     return [report for report in reports if report.item.end in ends]
 
 
 def invoice_reports(
     invoice: Json,
     subscription: Subscription,
-    before: Mapping[str, Json],
+    ended: list[EndedPeriod],
     services: Services,
     outcome: Outcome,
 ) -> list[PendingReport]:
     """Return the closed periods that an invoice bills.
 
-    `before` has items as they were then, where that is known. Raises ReportRefused, or
+    `ended` has those of which an event tells how their items were. Raises ReportRefused, or
     ReportFailed also where Stripe's answer cannot be read.
     """
-    entries = {str(entry.get("id")): entry for entry in subscription.entries} | {**before}
+    before = {str(period.before.get("id")): period for period in ended}
+    entries = {str(entry.get("id")): entry for entry in subscription.entries}
     try:
         found = fetch_invoiced_periods(
-            invoice, subscription.fields, entries, services.stripe, services.window_size
+            invoice,
+            subscription.fields,
+            KnownItems(
+                entries | {item: period.before for item, period in before.items()},
+                {item: period.goes_on for item, period in before.items()},
+            ),
+            services.stripe,
+            services.window_size,
         )
     except InvalidSubscription as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
-    for line in found.unknown:
-        losses.warn_of_unknown_meter(line, invoice, outcome)
+    for item in () if ended else found.unseen:  # an update leaves them to the draft's own event
+        outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
     kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
     by_reset = invoice.get("billing_reason") == RESET_REASON and invoice.get("status") != "draft"
     return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
@@ -306,38 +323,79 @@ def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
 def note_changes(
     current: Subscription, ended: list[EndedPeriod], services: Services, outcome: Outcome
 ) -> Subscription:
-    """Note in the items' metadata since when their price is billed.
+    """Note since when the items' prices are billed, and which items were removed.
 
-    No object of Stripe's says it later. An item whose change cannot be noted is left out, for its
-    total would count what another price has billed. Raises ReportFailed.
+    An item whose change cannot be noted is left out, for its total would count what another price
+    has billed. Raises ReportFailed where the removal cannot be noted.
     """
-    named = {item.id for item in read_current_items(current, services, Outcome())}
     began = {str(period.before.get("id")): period.end for period in ended if period.began_price}
     entries = []
     for entry in current.entries:
-        item, at = str(entry.get("id")), began.get(str(entry.get("id")))
-        if item not in named or at is None or at in noted_seconds(entry):
+        at = began.get(str(entry.get("id")))
+        if at is None or at in notes.noted_seconds(entry):
             entries.append(entry)
             continue
-        with outcome.record_errors(item):
-            entries.append(note_change(entry, at, services))
+        with outcome.record_errors(str(entry.get("id"))):
+            noted = notes.with_second(entry, at)
+            note("subscription_item", str(entry["id"]), COUNTED_FROM, noted, services)
+            entries.append(with_metadata(entry, COUNTED_FROM, noted))
     return replace(current, entries=entries)
 
 
-def note_change(entry: Json, at: int, services: Services) -> Json:
-    """Note a UTC second in an item's metadata; return the item with it.
+def note_removals(
+    previous: Json,
+    known: Subscription,
+    current: Subscription,
+    ended: list[EndedPeriod],
+    services: Services,
+) -> None:
+    """Note the metered items that an update removed, for invoices that still bill them.
 
     Raises ReportRefused or ReportFailed.
     """
-    seconds = sorted([*noted_seconds(entry), at])[-NOTED_CHANGES:]
-    noted = ",".join(map(str, seconds))
+    known_ones = notes.removed_items(current.fields)
+    removed = [
+        removed_item(period, previous, known, services)
+        for period in ended
+        if period.after is None and changes.has_metered_price(period.before)
+    ]
+    new = [item for item in removed if known_ones.get(item.id) != item]
+    if new and current.is_running:
+        noted = notes.with_removed(current.fields, new)
+        note("subscription", current.id, REMOVED, noted, services)
+
+
+def removed_item(
+    period: EndedPeriod, previous: Json, known: Subscription, services: Services
+) -> RemovedItem:
+    """Return what is to be noted of an item that was removed."""
+    fields = changes.subscription_before(previous, known.fields)
+    bounds = (period.start, period.end)
+    path = "previous_attributes.items"
+    item = read_item(period.before, fields, path, services.window_size, bounds)
+    sizes = {seconds: name for name, seconds in WINDOW_SECONDS.items()}
+    return RemovedItem(
+        id=require_id(period.before, "id", path),
+        counted_from=item.counted_from if item and item.counted_from in item.unrounded else 0,
+        removed_at=period.end,
+        meter=item.meter if item else NO_METER,
+        window_size=sizes[item.window] if item else services.window_size,
+    )
+
+
+def note(kind: str, object_id: str, key: str, value: str, services: Services) -> None:
+    """Write a key of an object's metadata. Raises ReportRefused or ReportFailed."""
     try:
-        stripe_api.set_item_metadata(services.stripe, str(entry["id"]), COUNTED_FROM, noted)
+        stripe_api.set_metadata(services.stripe, kind, object_id, key, value)
     except ReportFailed as error:
-        reason = f"{COUNTED_FROM} could not be noted in its metadata: {error}"
+        reason = f"{key} could not be noted in its metadata: {error}"
         needs = "STRIPE_KEY needs the right subscription_write"
         raise ReportFailed(f"{reason}; {needs}", error.request_id) from error
-    return {**entry, "metadata": {**(entry.get("metadata") or {}), COUNTED_FROM: noted}}
+
+
+def with_metadata(entry: Json, key: str, value: str) -> Json:
+    """Return an object with a key of its metadata."""
+    return {**entry, "metadata": {**(entry.get("metadata") or {}), key: value}}
 
 
 def running_reports(
@@ -366,7 +424,10 @@ def with_former_total(
     if entry is None or changes.price_id(entry) != item.price:
         return report
     fields = changes.subscription_before(previous, known.fields)
-    former = read_item(entry, fields, "previous_attributes.items", services.window_size)
+    try:
+        former = read_item(entry, fields, "previous_attributes.items", services.window_size)
+    except InvalidSubscription:
+        return report  # what it counted before could not be read, and was never reported
     if former is None or former.start != item.start or former.counts_as(item):
         return report
     former = replace(former, end=item.end, counted_from=item.counted_from)

@@ -125,7 +125,7 @@ class Run:
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
         for invoice in draft_invoices(current, self.services):
-            closed += invoice_reports(invoice, current, {}, self.services, outcome)
+            closed += invoice_reports(invoice, current, [], self.services, outcome)
         return [report for report in closed if report.item.id not in refused] + [
             PendingReport(item, current.as_of) for item in kept
         ]

@@ -88,12 +88,13 @@ def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
     return fetch_object(account, "invoice", f"/v1/invoices/{invoice_id}")
 
 
-def set_item_metadata(account: StripeConnection, item_id: str, key: str, value: str) -> None:
-    """Write a key of a subscription item's metadata. Raises ReportRefused or ReportFailed."""
-    path = f"/v1/subscription_items/{item_id}"
-    item = call(account, "post", path, metadata={key: value})
-    if item.get("object") != "subscription_item":
-        raise ReportFailed("Stripe's answer is no subscription item")
+def set_metadata(
+    account: StripeConnection, kind: str, object_id: str, key: str, value: str
+) -> None:
+    """Write a key of an object's metadata. Raises ReportRefused or ReportFailed."""
+    answer = call(account, "post", f"/v1/{kind}s/{object_id}", metadata={key: value})
+    if answer.get("object") != kind:
+        raise ReportFailed(f"Stripe's answer is no {kind.replace('_', ' ')}")
 
 
 def fetch_object(account: StripeConnection, kind: str, path: str) -> Json:

@@ -53,6 +53,12 @@ class EndedPeriod:
         return all(has_metered_price(item) and not has_meter(item.get("price")) for item in both)
 
     @property
+    def ended_own_trial(self) -> bool:
+        """Say whether a trial of the item's own ended with it, which no object tells later."""
+        trial = self.before.get("current_trial")
+        return isinstance(trial, Mapping) and trial.get("end_date") == self.end
+
+    @property
     def began_price(self) -> bool:
         """Say whether another price of the item is billed from its end on, as a new one."""
         if self.after is None or price_id(self.before) == price_id(self.after):
@@ -179,8 +185,15 @@ def second(value: object) -> int | None:
 def added_seconds(previous: Json, entries: list[Json]) -> list[int]:
     """Return when Stripe made the items that an update added: the second of the update."""
     before = previous_entries(previous)
-    created = [entry.get("created") for entry in entries if str(entry.get("id")) not in before]
-    return [at for at in created if type(at) is int] if before else []
+    # An event lists ten items: the others are no new ones, but older than some of these.
+    youngest = max((made_at(entry) for entry in before.values()), default=LATEST_SECOND)
+    added = [made_at(entry) for entry in entries if str(entry.get("id")) not in before]
+    return [at for at in added if at > youngest]
+
+
+def made_at(entry: Json) -> int:
+    """Return when Stripe made an item, or 0 where it does not say that."""
+    return second(entry.get("created")) or 0
 
 
 def show_periods(previous: Json, entries: list[Json]) -> bool:
@@ -189,16 +202,21 @@ def show_periods(previous: Json, entries: list[Json]) -> bool:
     Before basil it shows the shortest one, though items of other intervals have their own
     (docs.stripe.com/billing/subscriptions/mixed-interval).
     """
-    every = [*entries, *previous_entries(previous).values()]
-    if all("current_period_start" in entry for entry in every):
+    before = [*previous_entries(previous).values()]
+    if all("current_period_start" in entry for entry in [*entries, *before]):
         return True
-    intervals = set()
-    for entry in every:
+    return len(intervals(entries)) <= 1 and len(intervals(before)) <= 1
+
+
+def intervals(entries: list[Json]) -> set[tuple[str, str]]:
+    """Return the intervals in which items are billed."""
+    found = set()
+    for entry in entries:
         price = entry.get("price")
         recurring = price.get("recurring") if isinstance(price, Mapping) else None
         if isinstance(recurring, Mapping):
-            intervals.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
-    return len(intervals) <= 1
+            found.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
+    return found
 
 
 def boundaries_before(previous: Json, subscription: Json) -> frozenset[int]:

@@ -14,6 +14,7 @@ from billing.closings import (
     changed_reports,
     closing_reports,
     invoice_reports,
+    overtaken_reports,
 )
 from billing.invoices import (
     billed_units,
@@ -73,6 +74,7 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
         reports += closing_reports(update, services, outcome)
         note_removals(update, current, services)
         current = note_changes(update, current, services, outcome)
+        reports += overtaken_reports(update, current, services, outcome)
         reports += running_reports(update, current, services, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome

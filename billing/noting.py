@@ -22,7 +22,9 @@ def note_changes(
 ) -> Subscription:
     """Note since when the items' prices are billed; return the subscription with these notes."""
     began = {
-        str(period.before.get("id")): period.end for period in update.ended if period.began_price
+        str(period.before.get("id")): period.end
+        for period in update.ended
+        if period.began_price or period.ended_own_trial
     }
     entries = []
     for entry in current.entries:

@@ -498,7 +498,7 @@ def test_a_subscription_that_lacks_something_is_refused_by_the_fields_name(
     answer = service.post(json.dumps(changed(event, path, value)))
     assert answer.status_code == 422
     assert field in answer.json["error"]
-    assert answer.json["error"].endswith("(event evt_1)") or path == "type"
+    assert "(event evt_1)" in answer.json["error"] or path == "type"
     assert service.called() == []
     assert f"answered 422: {answer.json['error']}" in caplog.text
 

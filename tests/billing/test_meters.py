@@ -111,7 +111,7 @@ def test_a_reset_reports_the_closed_period_too_and_warns_with_its_total(
     service.stripe.update(billing_cycle_anchor="now")
     service.openmeter.use(customer, 1, time="2023-06-08T14:22:00Z")
     (answer,) = deliver_new(service, known, "updated")
-    assert [entry["quantity"] for entry in answer.json["reported"]] == ["1"]
+    assert [entry["quantity"] for entry in answer.json["reported"]] == ["12", "1"]
     item = service.stripe.items()[0]
     assert answer.json["warnings"] == [
         {

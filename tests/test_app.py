@@ -150,9 +150,9 @@ def test_an_item_whose_id_is_none_is_refused_among_many(start: Start) -> None:
     service.stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 12)
     event = updated(service.stripe.subscription())
     answer = service.post(json.dumps(changed(event, "data.object.items.data.3.id", ["si"])))
-    assert (answer.status_code, answer.json["error"]) == (
-        422,
-        "items.data[3].id is missing or is no id (event evt_1)",
+    assert answer.status_code == 422
+    assert answer.json["error"].startswith(
+        "items.data[3].id is missing or is no id (event evt_1): a resent event stays as it was"
     )
 
 

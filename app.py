@@ -39,6 +39,10 @@ SIGNATURE_TOLERANCE_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
 # So that a delivery is answered within 40 s; Stripe's own time-out is not published.
 DELIVERY_SECONDS = 38
+RESENT = (
+    "a resent event stays as it was; mend it in Stripe, which sends a new event, or run "
+    "flask report --subscription"
+)
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
 log = logging.getLogger("app")
@@ -113,7 +117,8 @@ def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None
         with limit_time_of_calls(DELIVERY_SECONDS):
             return EVENTS[kind](event, services)
     except InvalidSubscription as error:
-        raise UnprocessableEntity(f"{error} ({event_id_text(event)})") from error
+        said = f"{error} ({event_id_text(event)})"
+        raise UnprocessableEntity(f"{said}: {RESENT}") from error
 
 
 def log_delivery(level: int, said: str, status: int, outcome: str) -> None:

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from billing.items import LATEST_SECOND, is_billed_by_meter, is_metered
+from billing.items import (
+    LATEST_SECOND,
+    MINUTE,
+    has_meter,
+    is_metered,
+    reset_anchor,
+    trial_boundaries,
+)
 from billing.stripe_api import Json
 
 PERIOD = ("current_period_start", "current_period_end")
@@ -43,14 +50,20 @@ class EndedPeriod:
         (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
         """
         both = (self.before, self.after or {})
-        return all(has_metered_price(item) and not is_billed_by_meter(item) for item in both)
+        return all(has_metered_price(item) and not has_meter(item.get("price")) for item in both)
+
+    @property
+    def ended_own_trial(self) -> bool:
+        """Say whether a trial of the item's own ended with it, which no object tells later."""
+        trial = self.before.get("current_trial")
+        return isinstance(trial, Mapping) and trial.get("end_date") == self.end
 
     @property
     def began_price(self) -> bool:
-        """Say whether another price of the item is billed from its end on."""
+        """Say whether another price of the item is billed from its end on, as a new one."""
         if self.after is None or price_id(self.before) == price_id(self.after):
             return False
-        return has_metered_price(self.after) and not self.goes_over
+        return not self.goes_over and any(map(has_metered_price, (self.before, self.after)))
 
 
 def price_id(item: Json) -> object:
@@ -105,21 +118,28 @@ def end_of_kept_item(
     """Return the period of an item that an update ended, if it did, where the item is still there.
 
     A period rolled over only if its start moved forward, and ended there, whatever its scheduled
-    end was. Whether the start of an item moves, too, when only its price changes, is unknown; its
-    end stays.
+    end was. With another price it did so only at its scheduled end or at a reset: whether the
+    start moves, too, when a price changes in mid-period, is unknown.
     """
     start, scheduled_end = period_before(before, previous, subscription)
-    begins, ends = period_now(after, subscription)
+    begins, _ = period_now(after, subscription)
     if start is None or scheduled_end is None or begins is None:
         return None
-    has_other_price = price_id(before) != price_id(after)
-    if has_other_price and ends == scheduled_end:
-        moved = begins if begins > start else instant
-        return EndedPeriod(before, after, start, min(moved, scheduled_end), "change")
+    by_reset = resets_at(begins, previous, subscription)
+    if price_id(before) != price_id(after) and begins != scheduled_end and not by_reset:
+        has_moved = begins > start and begins >= instant - MINUTE
+        end = min(begins if has_moved else instant, scheduled_end)
+        return EndedPeriod(before, after, start, end, "change")
     if begins > start:
-        by_reset = begins < scheduled_end
-        return EndedPeriod(before, after, start, begins, "reset" if by_reset else "renewal")
+        early = begins < scheduled_end
+        return EndedPeriod(before, after, start, begins, "reset" if early else "renewal")
     return None
+
+
+def resets_at(second: int, previous: Json, subscription: Json) -> bool:
+    """Say whether an update moved the billing cycle anchor to a UTC second."""
+    moved = "billing_cycle_anchor" in previous
+    return moved and subscription.get("billing_cycle_anchor") == second
 
 
 def end_of_removed_item(
@@ -132,7 +152,11 @@ def end_of_removed_item(
     if scheduled_end <= instant:
         return EndedPeriod(before, None, start, scheduled_end, "renewal")
     anchor = subscription.get("billing_cycle_anchor")
-    if "billing_cycle_anchor" in previous and type(anchor) is int and start < anchor <= instant:
+    if (
+        type(anchor) is int
+        and start < anchor <= instant
+        and resets_at(anchor, previous, subscription)
+    ):
         return EndedPeriod(before, None, start, anchor, "reset")
     return EndedPeriod(before, None, start, instant, "change")
 
@@ -161,19 +185,44 @@ def second(value: object) -> int | None:
 def added_seconds(previous: Json, entries: list[Json]) -> list[int]:
     """Return when Stripe made the items that an update added: the second of the update."""
     before = previous_entries(previous)
-    created = [entry.get("created") for entry in entries if entry.get("id") not in before]
-    return [at for at in created if type(at) is int] if before else []
+    # An event lists ten items: the others are no new ones, but older than some of these.
+    youngest = max((made_at(entry) for entry in before.values()), default=LATEST_SECOND)
+    added = [made_at(entry) for entry in entries if str(entry.get("id")) not in before]
+    return [at for at in added if at > youngest]
 
 
-def have_one_interval(entries: list[Json]) -> bool:
-    """Say whether the items are billed in the same interval, and so have the same periods."""
-    intervals = set()
+def made_at(entry: Json) -> int:
+    """Return when Stripe made an item, or 0 where it does not say that."""
+    return second(entry.get("created")) or 0
+
+
+def show_periods(previous: Json, entries: list[Json]) -> bool:
+    """Say whether an event shows the period of each item, before and after.
+
+    Before basil it shows the shortest one, though items of other intervals have their own
+    (docs.stripe.com/billing/subscriptions/mixed-interval).
+    """
+    before = [*previous_entries(previous).values()]
+    if all("current_period_start" in entry for entry in [*entries, *before]):
+        return True
+    return len(intervals(entries)) <= 1 and len(intervals(before)) <= 1
+
+
+def intervals(entries: list[Json]) -> set[tuple[str, str]]:
+    """Return the intervals in which items are billed."""
+    found = set()
     for entry in entries:
         price = entry.get("price")
         recurring = price.get("recurring") if isinstance(price, Mapping) else None
         if isinstance(recurring, Mapping):
-            intervals.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
-    return len(intervals) <= 1
+            found.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
+    return found
+
+
+def boundaries_before(previous: Json, subscription: Json) -> frozenset[int]:
+    """Return where, before an update, an anchor or a trial made boundaries that are not rounded."""
+    before = {**subscription, **previous}
+    return frozenset([*reset_anchor(before), *trial_boundaries(before)])
 
 
 def subscription_before(previous: Json, subscription: Json) -> Json:
@@ -183,6 +232,12 @@ def subscription_before(previous: Json, subscription: Json) -> Json:
     if not isinstance(changed, Mapping) or not isinstance(metadata, Mapping):
         return subscription
     return {**subscription, "metadata": {**metadata, **changed}}
+
+
+def running_ends(subscription: Json, entries: list[Json]) -> list[int]:
+    """Return the ends of the items' running periods, as far as they are known."""
+    ends = [period_now(entry, subscription)[1] for entry in entries]
+    return [end for end in ends if end is not None]
 
 
 def find_entry(entries: list[Json], item: str) -> Json | None:

@@ -6,27 +6,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from billing import changes, losses, stripe_api
+from billing import changes, losses
 from billing.changes import EndedPeriod
+from billing.closings import (
+    ITEM_PATH,
+    Update,
+    changed_reports,
+    closing_reports,
+    invoice_reports,
+    overtaken_reports,
+)
 from billing.invoices import (
-    InvoicedPeriod,
-    fetch_invoiced_periods,
+    billed_units,
     invoice_subscription_id,
     is_subscription_draft,
     require_lines,
 )
-from billing.items import (
-    COUNTED_FROM,
-    InvalidSubscription,
-    MeteredItem,
-    is_free,
-    noted_seconds,
-    read_item,
-    require_expandable_id,
-    reset_anchor,
-)
+from billing.items import InvalidSubscription, MeteredItem, read_item, require_id
+from billing.noting import note_changes, note_removals, with_current_notes
 from billing.reports import Outcome, PendingReport, Services, report_until_deadline
-from billing.stripe_api import RESET_REASON, Json, ReportFailed
+from billing.stripe_api import Json
 from billing.subscriptions import (
     Subscription,
     fail_items_that_overwrite,
@@ -39,9 +38,8 @@ from billing.subscriptions import (
 )
 
 FRESH_SECONDS = 5
-# How many changes an item's metadata keeps; a value has at most 500 characters
-# (docs.stripe.com/api/metadata).
-NOTED_CHANGES = 20
+# A period that ends within it may not see another report, which would mend a total.
+SOON_SECONDS = 600
 
 
 def event_object(event: Mapping[str, Any]) -> Json:
@@ -70,11 +68,14 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id):
         current = current_subscription(event, known, services)
-        previous, ended = previous_attributes(event), ended_by_update(event, known, current.as_of)
-        reports += changed_reports(previous, known, ended, services)
-        reports += closing_reports(previous, known, ended, services, outcome)
-        current = note_changes(current, ended, services, outcome)
-        reports += running_reports(previous, known, current, services, outcome)
+        update = with_current_notes(known, previous_attributes(event), current)
+        update = replace(update, ended=ended_by(update, current.as_of))
+        reports += changed_reports(update, services, outcome)
+        reports += closing_reports(update, services, outcome)
+        note_removals(update, current, services)
+        current = note_changes(update, current, services, outcome)
+        reports += overtaken_reports(update, current, services, outcome)
+        reports += running_reports(update, current, services, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
 
@@ -93,7 +94,7 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     ]
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id):
-        reports += closing_reports({}, known, ended, services, outcome)
+        reports += closing_reports(Update(known, ended=ended), services, outcome)
         skip_unwritten(reports, known, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -117,12 +118,13 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     if not is_subscription_draft(invoice):
         return None
     outcome = Outcome()
-    require_lines(invoice)
+    require_id(invoice, "id", "")
+    billed_units(require_lines(invoice))
     subscription_id = invoice_subscription_id(invoice)
     reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
         current = fetch_current(subscription_id, services)
-        reports += invoice_reports(invoice, current, {}, services, outcome)
+        reports += invoice_reports(invoice, Update(current), services, outcome)
         skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -157,195 +159,33 @@ def current_subscription(
     that was named by mistake. So the subscription is read again, unless the event is fresh. A
     test clock has its own time. Raises ReportRefused or ReportFailed.
     """
-    created = event.get("created")
+    created, previous = event.get("created"), previous_attributes(event)
     is_fresh = type(created) is int and int(time.time()) - created <= FRESH_SECONDS
-    # Before basil an event shows one period, though items of other intervals have their own
-    # (docs.stripe.com/billing/subscriptions/mixed-interval).
-    shows_periods = all("current_period_start" in entry for entry in known.entries)
-    shows_periods |= changes.have_one_interval(known.entries)
-    if is_fresh and shows_periods and known.fields.get("test_clock") is None:
+    # What is noted of a change can be younger than an event of its second; a total that counts
+    # too much stands only until the next report, so there has to be time for one.
+    ends = changes.running_ends(known.fields, known.entries)
+    ends_soon = any(0 <= end - known.as_of <= SOON_SECONDS for end in ends)
+    is_settled = not changes.previous_entries(previous) and not ends_soon
+    has_periods = changes.show_periods(previous, known.entries)
+    if is_fresh and is_settled and has_periods and known.fields.get("test_clock") is None:
         return known
     return fetch_current(known.id, services)
 
 
-def ended_by_update(event: Mapping[str, Any], known: Subscription, as_of: int) -> list[EndedPeriod]:
+def ended_by(update: Update, as_of: int) -> list[EndedPeriod]:
     """Return the periods that an update ended.
 
     The second of the update is that of an item which it added, if any, or else the event's; with
     a test clock, the one at which the clock stands.
     """
-    previous = previous_attributes(event)
+    known = update.subscription
     instant = as_of if known.fields.get("test_clock") else known.as_of
-    instant = max(changes.added_seconds(previous, known.entries), default=instant)
-    return changes.ended_periods(previous, known.fields, known.entries, instant)
-
-
-def changed_reports(
-    previous: Json, known: Subscription, ended: list[EndedPeriod], services: Services
-) -> list[PendingReport]:
-    """Return the periods that ended in the middle: their item is gone, or has another price."""
-    reports = []
-    for period in ended:
-        item = item_before(period, previous, known, services)
-        if period.by == "change" and item and not period.goes_over:
-            check = partial(losses.warn_of_change, after=period.after, mode=known.billing_mode)
-            writes = item.billing_meter is not None
-            reports.append(PendingReport(item, item.end, writes=writes, check=check))
-    return reports
-
-
-def closing_reports(
-    previous: Json,
-    known: Subscription,
-    ended: list[EndedPeriod],
-    services: Services,
-    outcome: Outcome,
-) -> list[PendingReport]:
-    """Return the periods that a renewal, a reset or a subscription's end closed.
-
-    The latest invoice says what it bills of them. Where it has no line for one, the item as it
-    was has to do. Raises ReportRefused or ReportFailed.
-    """
-    closed = [period for period in ended if period.by != "change"]
-    reports = latest_invoice_reports(known, closed, services, outcome) if closed else []
-    billed = {(report.item.id, report.item.end) for report in reports}
-    for period in closed:
-        item = item_before(period, previous, known, services)
-        if item and (item.id, item.end) not in billed:
-            by_meter = item.billing_meter is not None
-            expected = by_meter and period.by == "renewal"
-            reports.append(
-                PendingReport(
-                    item,
-                    item.end,
-                    writes=by_meter and period.by != "end",
-                    check=None if expected else partial(losses.warn_of_no_invoice, by=period.by),
-                )
-            )
-    return reports
-
-
-def item_before(
-    period: EndedPeriod, previous: Json, known: Subscription, services: Services
-) -> MeteredItem | None:
-    """Return an item as it was in a period that ended; None if it names no meter, or is free.
-
-    Only where the same item and price go on from a renewal, its end is rounded to the window.
-    """
-    fields = changes.subscription_before(previous, known.fields)
-    if is_free(period.before, fields, period.start, period.end):
-        return None
-    item_path = "previous_attributes.items"
-    bounds = (period.start, period.end)
-    item = read_item(period.before, fields, item_path, services.window_size, bounds)
-    if item is None:
-        return None
-    anchor = {**fields, "billing_cycle_anchor": previous.get("billing_cycle_anchor")}
-    exact = {*reset_anchor(anchor)} if period.goes_on else {*reset_anchor(anchor), period.end}
-    return replace(item, unrounded=item.unrounded | exact)
-
-
-def latest_invoice_reports(
-    known: Subscription, closed: list[EndedPeriod], services: Services, outcome: Outcome
-) -> list[PendingReport]:
-    """Return the periods that closed, as the invoice that a subscription names its latest has them.
-
-    Raises ReportRefused or ReportFailed.
-    """
-    if known.fields.get("latest_invoice") is None:
-        return []
-    try:
-        invoice_id = require_expandable_id(known.fields, "latest_invoice")
-    except InvalidSubscription as error:
-        raise ReportFailed(str(error)) from error
-    invoice = stripe_api.fetch_invoice(services.stripe, invoice_id)
-    before = {str(period.before.get("id")): period.before for period in closed}
-    ends = {period.end for period in closed}
-    reports = invoice_reports(invoice, known, before, services, outcome)
-    return [report for report in reports if report.item.end in ends]
-
-
-def invoice_reports(
-    invoice: Json,
-    subscription: Subscription,
-    before: Mapping[str, Json],
-    services: Services,
-    outcome: Outcome,
-) -> list[PendingReport]:
-    """Return the closed periods that an invoice bills.
-
-    `before` has items as they were then, where that is known. Raises ReportRefused, or
-    ReportFailed also where Stripe's answer cannot be read.
-    """
-    entries = {str(entry.get("id")): entry for entry in subscription.entries} | {**before}
-    try:
-        found = fetch_invoiced_periods(
-            invoice, subscription.fields, entries, services.stripe, services.window_size
-        )
-    except InvalidSubscription as error:
-        raise ReportFailed(f"as it is in Stripe now, {error}") from error
-    for line in found.unknown:
-        losses.warn_of_unknown_meter(line, invoice, outcome)
-    kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
-    by_reset = invoice.get("billing_reason") == RESET_REASON and invoice.get("status") != "draft"
-    return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
-
-
-def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
-    """Return what to do about a period that an invoice bills: a final one can only be compared."""
-    item = period.item
-    check = partial(losses.warn_of_missing, invoiced=period, by_reset=by_reset)
-    return PendingReport(
-        item,
-        item.end,
-        writes=period.is_draft and item.billing_meter is not None,
-        check=check if period.is_fixed else None,
-    )
-
-
-def note_changes(
-    current: Subscription, ended: list[EndedPeriod], services: Services, outcome: Outcome
-) -> Subscription:
-    """Note in the items' metadata since when their price is billed.
-
-    No object of Stripe's says it later. An item whose change cannot be noted is left out, for its
-    total would count what another price has billed. Raises ReportFailed.
-    """
-    named = {item.id for item in read_current_items(current, services, Outcome())}
-    began = {str(period.before.get("id")): period.end for period in ended if period.began_price}
-    entries = []
-    for entry in current.entries:
-        item, at = str(entry.get("id")), began.get(str(entry.get("id")))
-        if item not in named or at is None or at in noted_seconds(entry):
-            entries.append(entry)
-            continue
-        with outcome.record_errors(item):
-            entries.append(note_change(entry, at, services))
-    return replace(current, entries=entries)
-
-
-def note_change(entry: Json, at: int, services: Services) -> Json:
-    """Note a UTC second in an item's metadata; return the item with it.
-
-    Raises ReportRefused or ReportFailed.
-    """
-    seconds = sorted([*noted_seconds(entry), at])[-NOTED_CHANGES:]
-    noted = ",".join(map(str, seconds))
-    try:
-        stripe_api.set_item_metadata(services.stripe, str(entry["id"]), COUNTED_FROM, noted)
-    except ReportFailed as error:
-        reason = f"{COUNTED_FROM} could not be noted in its metadata: {error}"
-        needs = "STRIPE_KEY needs the right subscription_write"
-        raise ReportFailed(f"{reason}; {needs}", error.request_id) from error
-    return {**entry, "metadata": {**(entry.get("metadata") or {}), COUNTED_FROM: noted}}
+    instant = max(changes.added_seconds(update.previous, known.entries), default=instant)
+    return changes.ended_periods(update.previous, known.fields, known.entries, instant)
 
 
 def running_reports(
-    previous: Json,
-    known: Subscription,
-    current: Subscription,
-    services: Services,
-    outcome: Outcome,
+    update: Update, current: Subscription, services: Services, outcome: Outcome
 ) -> list[PendingReport]:
     """Return the running periods of a subscription's items, if it runs. Raises ReportFailed."""
     if not current.is_running:
@@ -354,24 +194,30 @@ def running_reports(
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
-    return [with_former_total(report, previous, known, services) for report in reports]
+    return [with_former_total(report, update, services) for report in reports]
 
 
-def with_former_total(
-    report: PendingReport, previous: Json, known: Subscription, services: Services
-) -> PendingReport:
+def with_former_total(report: PendingReport, update: Update, services: Services) -> PendingReport:
     """Return a report that warns if an update let its item count something else in mid-period."""
-    item, before = report.item, changes.previous_entries(previous)
-    entry = before.get(item.id, changes.find_entry(known.entries, item.id))
+    former = former_item(report.item, update, services)
+    if former is None:
+        return report
+    return replace(report, check=partial(losses.warn_of_former, former=former, services=services))
+
+
+def former_item(item: MeteredItem, update: Update, services: Services) -> MeteredItem | None:
+    """Return a running item as it counted before an update, if it counted something else."""
+    before = changes.previous_entries(update.previous)
+    entry = before.get(item.id) or changes.find_entry(update.subscription.entries, item.id)
     if entry is None or changes.price_id(entry) != item.price:
-        return report
-    fields = changes.subscription_before(previous, known.fields)
-    former = read_item(entry, fields, "previous_attributes.items", services.window_size)
+        return None
+    try:
+        former = read_item(entry, update.fields_before, ITEM_PATH, services.window_size)
+    except InvalidSubscription:
+        return None  # what cannot be read was never reported
     if former is None or former.start != item.start or former.counts_as(item):
-        return report
-    former = replace(former, end=item.end, counted_from=item.counted_from)
-    check = partial(losses.warn_of_former, former=former, services=services)
-    return replace(report, check=check)
+        return None
+    return replace(former, end=item.end, counted_from=item.counted_from)
 
 
 EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {

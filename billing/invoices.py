@@ -13,19 +13,23 @@ from typing import NamedTuple
 from billing import stripe_api
 from billing.items import (
     LATEST_SECOND,
+    STRIPE_ID,
     InvalidSubscription,
     MeteredItem,
+    has_meter,
     is_free,
     is_metered,
-    noted_seconds,
     read_item,
     require_expandable_id,
     require_id,
     reset_anchor,
 )
+from billing.notes import RemovedItem, noted_seconds, removed_items
 from billing.stripe_api import Json, StripeConnection
 
 DAY = 86_400
+# Beyond these, money is no longer exact in 28 digits; Stripe's own limits are below.
+MAX_QUANTITY, MAX_AMOUNT = 10**16, 10**9
 SHORTEST_INTERVAL = {"day": DAY, "week": 7 * DAY, "month": 28 * DAY, "year": 365 * DAY}
 # How many digits a currency's minor unit has, where it is not two (docs.stripe.com/currencies).
 NO_DIGITS = (
@@ -85,40 +89,55 @@ class InvoicedPeriod:
         return f" ({rounded if rounded == amount else plain(amount)} {currency})"
 
 
-class InvoicedPeriods(NamedTuple):
-    """What an invoice bills, and the lines of items that are gone, whose meter nothing names."""
-
-    periods: list[InvoicedPeriod]
-    unknown: list[LineKey]
-
-
 def plain(number: Decimal) -> str:
     """Return a number in plain digits without zeros at its end."""
     text = f"{number:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+class KnownItems(NamedTuple):
+    """A subscription's items by id, as they are now, or were when an event says that they ended.
+
+    `went_on` says of the latter whether they went on with the same price, `unrounded` where
+    boundaries were that the subscription no longer shows.
+    """
+
+    entries: Mapping[str, Json]
+    went_on: Mapping[str, bool]
+    unrounded: frozenset[int]
+
+
+class InvoicedPeriods(NamedTuple):
+    """What an invoice bills, and the items of lines of which no event has told enough yet."""
+
+    periods: list[InvoicedPeriod]
+    unseen: set[str]
+
+
 def fetch_invoiced_periods(
     invoice: Json,
     subscription: Json,
-    entries: Mapping[str, Json],
+    known: KnownItems,
     account: StripeConnection,
     window_size: str,
 ) -> InvoicedPeriods:
     """Return what an invoice bills of a subscription's metered items.
 
-    `entries` has the subscription's items as they were when the period ended, or are now, by id;
-    a line whose item is gone, or has another price, is read with the line's price. Usage in a
+    A line whose item is gone, or has another price, is read with the line's price. Usage in a
     trial is free, and not among them. Raises InvalidSubscription, ReportRefused or ReportFailed.
     """
     lines = fetch_all_lines(invoice, account)
-    resets = fetch_resets_if_anchor_moved(subscription, invoice, account)
+    resets = fetch_resets_if_anchor_moved(subscription, invoice, account) | known.unrounded
+    removed = removed_items(subscription)
     prices: dict[str, Json] = {}
     found: list[InvoicedPeriod] = []
-    unknown: list[LineKey] = []
+    unseen: set[str] = set()
     for key, units in billed_units(lines).items():
-        entry = entries.get(key.item, {"id": key.item})
+        entry = known.entries.get(key.item) or removed_entry(key, removed)
         price = price_of_line(key.price, entry, prices, account)
+        goes_on = known.went_on.get(key.item, went_on(key, entry, price, removed.get(key.item)))
+        if goes_on is None and is_metered(price):
+            unseen.add(key.item)
         item = read_item(
             {**entry, "price": price},
             subscription,
@@ -126,15 +145,12 @@ def fetch_invoiced_periods(
             window_size,
             (key.start, key.end),
         )
-        if item is None and key.item not in entries and is_metered(price):
-            unknown.append(key)
-        if item is None or is_free(entry, subscription, key.start, key.end):
+        if item is None or goes_on is None or is_free(entry, subscription, key.start, key.end):
             continue
-        exact = resets if goes_on(key, entries.get(key.item)) else resets | {key.end}
-        item = replace(item, unrounded=item.unrounded | exact)
+        exact = resets if goes_on else resets | {key.end}
         found.append(
             InvoicedPeriod(
-                item=item,
+                item=replace(item, unrounded=item.unrounded | exact),
                 invoice=require_id(invoice, "id", ""),
                 units=units,
                 unit_amount=unit_amount(price),
@@ -143,18 +159,42 @@ def fetch_invoiced_periods(
                 is_fixed=is_fixed(invoice, item, price, entry),
             )
         )
-    return InvoicedPeriods(found, unknown)
+    return InvoicedPeriods(found, unseen)
+
+
+def removed_entry(key: LineKey, removed: Mapping[str, RemovedItem]) -> Json:
+    """Return a line's item that is gone, with what is noted of it, if anything is."""
+    return removed[key.item].as_entry() if key.item in removed else {"id": key.item}
+
+
+def went_on(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None) -> bool | None:
+    """Say whether an item went on with the line's price when the line's period ended.
+
+    None means that no event has told it yet.
+    """
+    if removed is not None:
+        return removed.removed_at > key.end
+    now = entry.get("price")
+    if not isinstance(now, Mapping):
+        return None
+    both_without_meter = not has_meter(price) and is_metered(now) and not has_meter(now)
+    if now.get("id") == key.price or both_without_meter:
+        return True  # between prices without a meter, usage records go over
+    changes = [at for at in noted_seconds(entry) if at >= key.end]
+    return key.end not in changes if changes else None
 
 
 def billed_units(lines: list[Json]) -> dict[LineKey, Decimal]:
     """Return the units that the lines of subscription items bill, by item, price and period.
 
-    One-off items, prorations and credits are none of these.
+    One-off items, prorations and credits are none of these. Raises InvalidSubscription.
     """
     units: dict[LineKey, Decimal] = defaultdict(Decimal)
     for line in lines:
         item, price, period = line_item(line), line_price(line), line_period(line)
         if isinstance(item, str) and isinstance(price, str) and period:
+            if not STRIPE_ID.fullmatch(item) or not STRIPE_ID.fullmatch(price):
+                raise InvalidSubscription("lines.data has an item or price that is no id")
             units[LineKey(item, price, *period)] += line_quantity(line)
     return dict(units)
 
@@ -174,12 +214,6 @@ def price_of_line(
     return known[price_id]
 
 
-def goes_on(key: LineKey, entry: Json | None) -> bool:
-    """Say whether a line's item is there with the line's price, so that another period follows."""
-    price = entry.get("price") if entry else None
-    return isinstance(price, Mapping) and price.get("id") == key.price
-
-
 def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool:
     """Say whether what is reported from now on changes no more what an invoice bills of an item.
 
@@ -193,8 +227,9 @@ def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool
         return item.counted_from in noted_seconds(entry)
     recurring = price.get("recurring")
     interval = recurring.get("interval") if isinstance(recurring, Mapping) else None
-    is_short = item.end - item.start < SHORTEST_INTERVAL.get(str(interval), 0)
-    return is_short and item.start in noted_seconds(entry)
+    length = item.end - item.start
+    is_whole = length % DAY == 0 and length >= SHORTEST_INTERVAL.get(str(interval), 0)
+    return not is_whole and item.start in noted_seconds(entry)
 
 
 def unit_amount(price: Json) -> Decimal | None:
@@ -204,10 +239,16 @@ def unit_amount(price: Json) -> Decimal | None:
     given = price.get("unit_amount_decimal")
     if given is None:
         given = price.get("unit_amount")
+    return as_number(given, MAX_AMOUNT)
+
+
+def as_number(value: object, most: int) -> Decimal | None:
+    """Return a number of Stripe's, a JSON number or a text, if it is one of a usual size."""
     try:
-        return None if given is None else Decimal(str(given))
+        number = Decimal(str(value))
     except InvalidOperation:
         return None
+    return number if number.is_finite() and abs(number) <= most else None
 
 
 def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
@@ -286,10 +327,10 @@ def line_quantity(line: Json) -> Decimal:
     """
     given = line.get("quantity_decimal")
     given = line.get("quantity") if given is None else given
-    try:
-        return Decimal(str(0 if given is None else given))
-    except InvalidOperation as error:
-        raise InvalidSubscription("lines.data has a quantity that is no number") from error
+    found = as_number(0 if given is None else given, MAX_QUANTITY)
+    if found is None:
+        raise InvalidSubscription("lines.data has a quantity that is no number")
+    return found
 
 
 def invoice_subscription_id(invoice: Json) -> str:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from billing.notes import noted_seconds
 from billing.stripe_api import Json
 from usage import METER, WINDOW_SECONDS, window_start_at
 
 MINUTE, HOUR = 60, 3_600
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
 STRIPE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-# In a subscription item's metadata: when it got its price, in UTC seconds, the newest last.
-COUNTED_FROM = "om_counted_from"
 UTC_TIME = "%Y-%m-%d %H:%M:%S +0000 UTC"
 
 
@@ -63,7 +62,9 @@ class MeteredItem:
         return mine == others and self.window == other.window
 
     def _query_boundary(self, boundary: int) -> datetime:
-        return window_start_at(boundary, 1 if boundary in self.unrounded else self.window)
+        # What came before an item, or its price, was there is another one's.
+        first = max((at for at in self.unrounded if at <= boundary), default=0)
+        return max(window_start_at(boundary, self.window), window_start_at(first, 1))
 
 
 def read_item(
@@ -175,14 +176,6 @@ def added_at(item: Json, subscription: Json) -> int | None:
     return created
 
 
-def noted_seconds(item: Json) -> list[int]:
-    """Return when an item got another price, oldest first, as its metadata keeps it."""
-    metadata = item.get("metadata")
-    noted = metadata.get(COUNTED_FROM) if isinstance(metadata, Mapping) else None
-    found = re.findall(r"[0-9]{1,12}", noted) if isinstance(noted, str) else []
-    return sorted({int(second) for second in found})
-
-
 def unrounded_boundaries(item: Json, subscription: Json, start: int) -> frozenset[int]:
     """Return the seconds at which a period of an item begins or ends as it stands.
 
@@ -200,11 +193,11 @@ def unrounded_boundaries(item: Json, subscription: Json, start: int) -> frozense
         subscription.get("ended_at"),
     ]
     if subscription.get("cancel_at_period_end") is True:
-        exact.append(running_end(item, subscription))
+        exact.append(last_end(item, subscription))
     added = added_at(item, subscription)
     if added is not None:
         exact.append(start if start <= added <= start + HOUR else added)
-    if is_billed_by_meter(item):
+    if has_meter(item.get("price")):
         # Rounded down, a subscription's first period would bill again what the customer's last
         # one was billed for to the second. A usage record's keeps the Go example's rounding.
         exact.append(subscription.get("start_date"))
@@ -261,16 +254,24 @@ def is_metered(price: Json) -> bool:
     return isinstance(recurring, Mapping) and recurring.get("usage_type") == "metered"
 
 
-def is_billed_by_meter(item: Json) -> bool:
-    """Say whether an item's price has a Billing Meter."""
-    price = item.get("price")
+def has_meter(price: object) -> bool:
+    """Say whether a price has a Billing Meter."""
     recurring = price.get("recurring") if isinstance(price, Mapping) else None
     return isinstance(recurring, Mapping) and recurring.get("meter") is not None
 
 
-def running_end(item: Json, subscription: Json) -> object:
-    """Return the end of an item's running period, if it says one."""
-    return item.get("current_period_end", subscription.get("current_period_end"))
+def last_end(item: Json, subscription: Json) -> int | None:
+    """Return the latest end of a subscription's running periods, if they say one.
+
+    With items of different intervals, one that is cancelled at the period's end goes on until
+    then (docs.stripe.com/billing/subscriptions/mixed-interval).
+    """
+    listed = subscription.get("items")
+    entries = listed.get("data") if isinstance(listed, Mapping) else None
+    holders = [item, *(entries if isinstance(entries, list) else [])]
+    ends = [holder.get("current_period_end") for holder in holders if isinstance(holder, Mapping)]
+    known = [at for at in [*ends, subscription.get("current_period_end")] if type(at) is int]
+    return max(known, default=None)
 
 
 def field_path(path: str, name: str) -> str:

@@ -6,11 +6,10 @@ told it.
 
 from decimal import Decimal
 
-from billing.invoices import InvoicedPeriod, LineKey, plain
+from billing.invoices import InvoicedPeriod, plain
 from billing.items import MeteredItem, period_name, utc_text
 from billing.reports import Outcome, Services, measure
 from billing.stripe_api import Json
-from usage import one_line
 
 # What becomes of the usage of an item that a change ended
 # (docs.stripe.com/billing/subscriptions/usage-based/manage-billing).
@@ -78,8 +77,8 @@ def warn_of_former(
     outcome.warn(item.id, f"{reason} in its period, and no longer {left}", "changed")
 
 
-def warn_of_unknown_meter(line: LineKey, invoice: Json, outcome: Outcome) -> None:
-    """Warn of a line whose item is gone, and whose price names no meter of OpenMeter's."""
-    reason = f"is gone, and its price {line.price} names no om_meter_id"
-    known = f"what invoice {one_line(invoice.get('id'))} bills of it was not compared"
-    outcome.warn(line.item, f"{reason}: {known}", "changed")
+def warn_of_unknown_period(item: object, outcome: Outcome) -> None:
+    """Warn of an item whose period an event cannot tell."""
+    reason = "was removed or got another price, and its period cannot be told"
+    why = "items of different intervals need a webhook of API version 2025-03-31.basil or newer"
+    outcome.warn(str(item), f"{reason}: {why}; what it still lacked was not reported", "changed")

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import usage
 from billing import stripe_api, ways
-from billing.events import invoice_reports
+from billing.closings import Update, invoice_reports
 from billing.invoices import invoice_subscription_id, is_subscription_draft
 from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem, overlap
 from billing.reports import (
@@ -125,7 +125,7 @@ class Run:
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
         for invoice in draft_invoices(current, self.services):
-            closed += invoice_reports(invoice, current, {}, self.services, outcome)
+            closed += invoice_reports(invoice, Update(current), self.services, outcome)
         return [report for report in closed if report.item.id not in refused] + [
             PendingReport(item, current.as_of) for item in kept
         ]

@@ -13,6 +13,8 @@ from usage import one_line
 MAX_PAGES = 10
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
+# How long a draft waits at least (docs.stripe.com/invoicing/integration/workflow-transitions).
+DRAFT_SECONDS = 3_600
 # What an invoice says that a reset made (docs.stripe.com/api/invoices/object, billing_reason).
 RESET_REASON = "subscription_update"
 
@@ -88,12 +90,13 @@ def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
     return fetch_object(account, "invoice", f"/v1/invoices/{invoice_id}")
 
 
-def set_item_metadata(account: StripeConnection, item_id: str, key: str, value: str) -> None:
-    """Write a key of a subscription item's metadata. Raises ReportRefused or ReportFailed."""
-    path = f"/v1/subscription_items/{item_id}"
-    item = call(account, "post", path, metadata={key: value})
-    if item.get("object") != "subscription_item":
-        raise ReportFailed("Stripe's answer is no subscription item")
+def set_metadata(
+    account: StripeConnection, kind: str, object_id: str, key: str, value: str
+) -> None:
+    """Write a key of an object's metadata. Raises ReportRefused or ReportFailed."""
+    answer = call(account, "post", f"/v1/{kind}s/{object_id}", metadata={key: value})
+    if answer.get("object") != kind:
+        raise ReportFailed(f"Stripe's answer is no {kind.replace('_', ' ')}")
 
 
 def fetch_object(account: StripeConnection, kind: str, path: str) -> Json:
@@ -123,8 +126,20 @@ def list_reset_instants(account: StripeConnection, subscription_id: str) -> froz
     Raises ReportRefused or ReportFailed.
     """
     invoices = list_all(account, "/v1/invoices", subscription=subscription_id)
-    ends = [i.get("period_end") for i in invoices if i.get("billing_reason") == RESET_REASON]
+    ends = [invoice.get("period_end") for invoice in invoices if is_of_reset(invoice)]
     return frozenset(end for end in ends if type(end) is int)
+
+
+def is_of_reset(invoice: Json) -> bool:
+    """Say whether a reset made an invoice: it was final at once, unlike a schedule's.
+
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)
+    """
+    steps, created = invoice.get("status_transitions"), invoice.get("created")
+    final = steps.get("finalized_at") if isinstance(steps, Mapping) else None
+    waited = type(final) is int and type(created) is int and final - created >= DRAFT_SECONDS
+    is_draft = invoice.get("status") == "draft"
+    return invoice.get("billing_reason") == RESET_REASON and not is_draft and not waited
 
 
 def list_invoice_lines(account: StripeConnection, invoice_id: str) -> list[Json]:

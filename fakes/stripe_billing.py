@@ -71,6 +71,7 @@ class Account(Ledger):
             items=[],
             latest_invoice=None,
             metadata=form.get("metadata", {}),
+            schedule=None,
             start=now,
             start_date=started,
             status="trialing" if trial_end else "active",
@@ -543,6 +544,9 @@ class Account(Ledger):
         """Keep what a schedule's next phase has, until the running period ends."""
         self.check_entries(subscription, entries)
         subscription["switch"] = entries
+        # Stripe's subscriptions name the schedule that is attached to them, in its last phase too
+        # (docs.stripe.com/api/subscriptions/object, schedule).
+        subscription["schedule"] = subscription["schedule"] or f"sub_sched_{subscription['id']}"
         return subscription
 
     def closings(

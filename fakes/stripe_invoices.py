@@ -178,6 +178,7 @@ class Ledger(Usage):
             "invoice",
             "in",
             accepted_at=at,
+            finalized_at=None,
             billing_reason=reason,
             collection_method="charge_automatically",
             customer=subscription["customer"],
@@ -214,6 +215,7 @@ class Ledger(Usage):
         """Count once more and close a draft; one over nothing is paid at once."""
         self.refresh(invoice, at, final=True)
         invoice["status"] = "open" if invoice["total"] > 0 else "paid"
+        invoice["finalized_at"] = at
 
     def finalization(self, invoice: Record) -> int:
         """Return when a draft is due: an hour after its event was taken, in 72 h at most."""

@@ -123,8 +123,10 @@ def line_references(line: Record, invoice: Record, price: Record | None, version
 def render_invoice(invoice: Record, price_of: PriceOf, version: str) -> Record:
     """Return an invoice in a version's shape, with its first ten lines."""
     lines = render_lines(invoice, price_of, version)
-    shown = {key: value for key, value in invoice.items() if key != "accepted_at"}
+    hidden = ("accepted_at", "finalized_at")
+    shown = {key: value for key, value in invoice.items() if key not in hidden}
     shown |= {"object": "invoice", "amount_due": max(0, invoice["total"]), "currency": "usd"}
+    shown["status_transitions"] = {"finalized_at": invoice["finalized_at"]}
     shown["lines"] = {
         "object": "list",
         "data": lines[:EVENT_ITEMS],

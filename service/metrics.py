@@ -6,6 +6,7 @@ before this module is imported, which `gunicorn.conf.py` does.
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from itertools import product
 
@@ -19,6 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+# How many warnings are remembered, so that an event that comes again does not count again.
+MOST_WARNED = 10_000
 PREFIX = "openmeter_stripe"
 NOT_GENUINE, OTHER = "not genuine", "other"
 LABELS = {
@@ -61,16 +64,28 @@ class CountLines(logging.Handler):
     def __init__(self, types: Collection[str]) -> None:
         super().__init__(logging.INFO)
         self.types = types
+        self.warned: OrderedDict[tuple[object, ...], None] = OrderedDict()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count a line by its fields."""
         fields = vars(record)
         if "status" in fields:
             self.count_delivery(fields)
-        if "warning" in fields:
+        if "warning" in fields and not self.was_counted(fields):
             WARNINGS.labels(fields["warning"]).inc()
         if "way" in fields and fields["outcome"] != "warned":
             REPORTS.labels(fields["way"], fields["outcome"]).inc()
+
+    def was_counted(self, fields: dict[str, object]) -> bool:
+        """Say whether an event that came again warned of the same before."""
+        if "event" not in fields:
+            return False
+        key = tuple(fields.get(name) for name in ("event", "item", "warning", "period"))
+        known = key in self.warned
+        self.warned[key] = None
+        if len(self.warned) > MOST_WARNED:
+            self.warned.popitem(last=False)
+        return known
 
     def count_delivery(self, fields: dict[str, object]) -> None:
         """Count a delivery's line."""

@@ -150,9 +150,9 @@ def test_an_item_whose_id_is_none_is_refused_among_many(start: Start) -> None:
     service.stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 12)
     event = updated(service.stripe.subscription())
     answer = service.post(json.dumps(changed(event, "data.object.items.data.3.id", ["si"])))
-    assert (answer.status_code, answer.json["error"]) == (
-        422,
-        "items.data[3].id is missing or is no id (event evt_1)",
+    assert answer.status_code == 422
+    assert answer.json["error"].startswith(
+        "items.data[3].id is missing or is no id (event evt_1): a resent event stays as it was"
     )
 
 
@@ -498,7 +498,7 @@ def test_a_subscription_that_lacks_something_is_refused_by_the_fields_name(
     answer = service.post(json.dumps(changed(event, path, value)))
     assert answer.status_code == 422
     assert field in answer.json["error"]
-    assert answer.json["error"].endswith("(event evt_1)") or path == "type"
+    assert "(event evt_1)" in answer.json["error"] or path == "type"
     assert service.called() == []
     assert f"answered 422: {answer.json['error']}" in caplog.text
 

@@ -520,6 +520,20 @@ def test_an_items_own_trial_is_free_and_told_since_2026(life: Life) -> None:
     assert life.billed()[-1] == ("cycle", [("A", 5, 50)])
 
 
+# Schedules
+
+
+@BOTH
+def test_a_subscription_names_its_schedule_after_the_switch_too(life: Life, mode: str) -> None:
+    life.subscribe(mode, "A")
+    assert life.shown()["schedule"] is None
+    life.switch({"id": life.items()[0], "price": life.prices["B"]})
+    schedule = life.shown(ACACIA)["schedule"]
+    assert schedule.startswith("sub_sched_")
+    life.to(END + 60)
+    assert life.shown()["schedule"] == schedule
+
+
 # Statuses
 
 

@@ -54,8 +54,14 @@ class Delivery(NamedTuple):
 
 def update(start: Start, items: int = 1) -> Delivery:
     service = start()
-    service.stripe.seed(*[METERED] * items)
-    service.openmeter.use(service.stripe.ids["customer"], UNITS)
+    # Each item counts a meter of its own, for the same usage on two items is warned of.
+    names = ["m1", *(f"m{n}" for n in range(2, items + 1))]
+    for name in names[1:]:
+        service.openmeter.meter(name)
+    service.stripe.seed(*[{"metadata[om_meter_id]": name} for name in names])
+    customer = service.stripe.ids["customer"]
+    for name in names:
+        service.openmeter.use(customer, UNITS, kind="execution" if name == "m1" else name)
     return Delivery(service, json.dumps(updated(service.stripe.subscription())))
 
 

@@ -1,14 +1,14 @@
 """What the model's histories know by themselves: usage, tenures, answers; and what follows.
 
 Nothing of the service is asked. A history notes each use with its second, and each second at
-which an item got or lost a price. What a final invoice's line has to bill follows from these. Times are
-UTC seconds.
+which an item got or lost a price. What a final invoice's line has to bill follows from these.
+Times are UTC seconds.
 """
 
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
@@ -295,8 +295,3 @@ class Oracle:
             self.seen[f"billed until {tenure.ended_by}"] += 1
         if any(line.fields["start"] == ends for _, ends in self.trials[tenure.subscription]):
             self.seen["billed after trial"] += 1
-
-
-def first_of(found: Iterable[Record]) -> Record | None:
-    """Return the first record, if there is one."""
-    return next(iter(found), None)

@@ -148,18 +148,24 @@ def fetch_invoiced_periods(
         if item is None or goes_on is None or is_free(entry, subscription, key.start, key.end):
             continue
         exact = resets if goes_on else resets | {key.end}
-        found.append(
-            InvoicedPeriod(
-                item=replace(item, unrounded=item.unrounded | exact),
-                invoice=require_id(invoice, "id", ""),
-                units=units,
-                unit_amount=unit_amount(price),
-                currency=read_currency(price),
-                is_draft=invoice.get("status") == "draft",
-                is_fixed=is_fixed(invoice, item, price, entry),
-            )
-        )
+        item = replace(item, unrounded=item.unrounded | exact)
+        found.append(invoiced_period(invoice, item, units, price, entry))
     return InvoicedPeriods(found, unseen)
+
+
+def invoiced_period(
+    invoice: Json, item: MeteredItem, units: Decimal, price: Json, entry: Json
+) -> InvoicedPeriod:
+    """Return what an invoice bills of an item. Raises InvalidSubscription."""
+    return InvoicedPeriod(
+        item=item,
+        invoice=require_id(invoice, "id", ""),
+        units=units,
+        unit_amount=unit_amount(price),
+        currency=read_currency(price),
+        is_draft=invoice.get("status") == "draft",
+        is_fixed=is_fixed(invoice, item, price, entry),
+    )
 
 
 def removed_entry(key: LineKey, removed: Mapping[str, RemovedItem]) -> Json:

@@ -662,6 +662,13 @@ class History(RuleBasedStateMachine):
                 which, slot, how = plan["which"], plan["slot"], plan["how"]
                 SEEN[f"switch of {how}"] += 1
                 self.turned[key] = int(self.clock.now)
+                self.changes.setdefault(key, []).extend(
+                    event["id"]
+                    for event in self.known()
+                    if event["data"]["object"]["id"] == key
+                    and event["type"] == "customer.subscription.updated"
+                    and event["created"] == int(self.clock.now)
+                )
                 if how != "price":
                     self.end_tenure(which, slot, "switch")
                 if how == "item":

@@ -581,6 +581,7 @@ class Account(Ledger):
         for item in ending:
             item["current_trial"] = None
             self.begin(subscription, item, at)
+        self.show_period(subscription)  # a switch can have removed the one of the shortest interval
         lines = self.renewal_lines(subscription, ending, closing)
         self.invoice_renewal(subscription, gone, lines, period, switched)
         self.notify(before, subscription)

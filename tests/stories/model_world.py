@@ -77,7 +77,7 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
         return made
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
+        stack.enter_context(mock.patch("time.time", lambda: clock.now))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
         stack.enter_context(mock.patch("service.clients.http_session", session))
         stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))

@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
@@ -77,7 +78,7 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
         return made
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("time.time", lambda: clock.now))
+        stack.enter_context(mock.patch("time.time", partial(getattr, clock, "now")))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
         stack.enter_context(mock.patch("service.clients.http_session", session))
         stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))

@@ -23,7 +23,8 @@ The histories keep to these rules:
 - What runs beside a customer's running subscription is over or stopped, and stays so: two that
   run would bill the same usage twice.
 - A subscription has one trial; intervals are mixed for endpoints of basil or newer, and not with
-  `cancel_at_period_end`; a switch's invoice has the reason `subscription_cycle`.
+  `cancel_at_period_end`; a switch's invoice has the reason `subscription_cycle`, and a switch
+  is not between two prices without a meter.
 """
 
 import json
@@ -645,6 +646,8 @@ class History(RuleBasedStateMachine):
             return
         kind, interval = self.kind_and_interval(item)
         other = self.kind_for(which, slot, n, kind)
+        if how == "price" and kind in "RS" and other in "RS":
+            return
         if how == "price":
             entries: list[Record] = [{"id": item["id"], "price": self.prices[other, interval]}]
         else:

@@ -128,14 +128,13 @@ EXPECTED = (
     "told swap",
     "trial",
 )
-# Those that happen less often, in CI at least once in each part.
+# Those that happen less often.
 RARE = (
     "customer.subscription.updated 500",
     "addition",
     "billed from addition",
     "billed from switch",
     "billed until removal",
-    "billed until swap",
     "billed until switch",
     "incomplete",
     "interval",
@@ -1035,5 +1034,6 @@ def test_each_metered_unit_is_billed_once_or_missed_aloud(part: int) -> None:
             phases=PHASES,
         ),
     )
-    assert all(SEEN[event] >= HISTORIES / PARTS / 20 for event in EXPECTED), SEEN
-    assert all(SEEN[event] for event in RARE if HISTORIES >= 400), SEEN
+    if HISTORIES >= 400:
+        assert all(SEEN[event] >= HISTORIES / PARTS / 20 for event in EXPECTED), SEEN
+        assert all(SEEN[event] >= HISTORIES / PARTS / 50 for event in RARE), SEEN

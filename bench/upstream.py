@@ -95,6 +95,7 @@ class Upstream:
             ("GET", r"/v1/subscription_items", self.items),
             ("GET", r"/v1/subscriptions", self.page),
             ("GET", r"/v1/subscriptions/([^/]+)", self.one),
+            ("GET", r"/v1/invoices", self.drafts),
             ("GET", r"/_bench/counts", self.counts),
         ):
             self.routes.append((method, re.compile(path), answer))
@@ -154,6 +155,10 @@ class Upstream:
         end = min(start + int(query["limit"]), self.subscriptions)
         entries = [listed_subscription(number) for number in range(start, end)]
         return {"object": "list", "data": entries, "has_more": end < self.subscriptions}
+
+    def drafts(self, _: Query) -> Json:
+        """List no draft invoice."""
+        return {"object": "list", "data": [], "has_more": False}
 
     def one(self, _: Query, name: str) -> Json:
         """Answer a subscription."""

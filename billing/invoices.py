@@ -4,6 +4,7 @@ A closed period is what an invoice's line says: item, price, period and quantity
 of Stripe's says it (docs.stripe.com/api/invoice-line-item/object). Times are UTC seconds.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -80,13 +81,12 @@ class InvoicedPeriod:
 
     def money_text(self, units: Decimal) -> str:
         """Return what units cost, in brackets, if the price has one amount for each."""
-        if self.unit_amount is None:
+        if self.unit_amount is None or not self.currency:
             return ""
-        currency = self.currency.upper()
-        digits = MINOR_DIGITS.get(currency, 2)
+        digits = MINOR_DIGITS.get(self.currency, 2)
         amount = (units * self.unit_amount).scaleb(-digits)
         rounded = round(amount, digits)
-        return f" ({rounded if rounded == amount else plain(amount)} {currency})"
+        return f" ({rounded if rounded == amount else plain(amount)} {self.currency})"
 
 
 def plain(number: Decimal) -> str:
@@ -148,18 +148,24 @@ def fetch_invoiced_periods(
         if item is None or goes_on is None or is_free(entry, subscription, key.start, key.end):
             continue
         exact = resets if goes_on else resets | {key.end}
-        found.append(
-            InvoicedPeriod(
-                item=replace(item, unrounded=item.unrounded | exact),
-                invoice=require_id(invoice, "id", ""),
-                units=units,
-                unit_amount=unit_amount(price),
-                currency=str(price.get("currency", "")),
-                is_draft=invoice.get("status") == "draft",
-                is_fixed=is_fixed(invoice, item, price, entry),
-            )
-        )
+        item = replace(item, unrounded=item.unrounded | exact)
+        found.append(invoiced_period(invoice, item, units, price, entry))
     return InvoicedPeriods(found, unseen)
+
+
+def invoiced_period(
+    invoice: Json, item: MeteredItem, units: Decimal, price: Json, entry: Json
+) -> InvoicedPeriod:
+    """Return what an invoice bills of an item. Raises InvalidSubscription."""
+    return InvoicedPeriod(
+        item=item,
+        invoice=require_id(invoice, "id", ""),
+        units=units,
+        unit_amount=unit_amount(price),
+        currency=read_currency(price),
+        is_draft=invoice.get("status") == "draft",
+        is_fixed=is_fixed(invoice, item, price, entry),
+    )
 
 
 def removed_entry(key: LineKey, removed: Mapping[str, RemovedItem]) -> Json:
@@ -230,6 +236,12 @@ def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool
     length = item.end - item.start
     is_whole = length % DAY == 0 and length >= SHORTEST_INTERVAL.get(str(interval), 0)
     return not is_whole and item.start in noted_seconds(entry)
+
+
+def read_currency(price: Json) -> str:
+    """Return a price's currency, three capitals; empty if it has none."""
+    currency = str(price.get("currency")).upper()
+    return currency if re.fullmatch("[A-Z]{3}", currency) else ""
 
 
 def unit_amount(price: Json) -> Decimal | None:

@@ -63,7 +63,7 @@ class MeteredItem:
 
     def _query_boundary(self, boundary: int) -> datetime:
         # What came before an item, or its price, was there is another one's.
-        first = max((at for at in self.unrounded if at <= boundary), default=0)
+        first = max([0, *(at for at in self.unrounded if at <= boundary)])
         return max(window_start_at(boundary, self.window), window_start_at(first, 1))
 
 

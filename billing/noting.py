@@ -51,7 +51,7 @@ def note_removals(update: Update, current: Subscription, services: Services) -> 
         if period.after is None and changes.has_metered_price(period.before)
     ]
     new = [item for item in removed if known.get(item.id) != item]
-    if new and current.is_running:
+    if new:
         noted = notes.with_removed(current.fields, new)
         note("subscription", current.id, REMOVED, noted, services)
 

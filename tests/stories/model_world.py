@@ -1,0 +1,85 @@
+"""One process for the model's histories: the service and both stand-ins, on one clock.
+
+No sockets, no threads: calls go from one Flask application to the other, and only a history moves
+the clock.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
+
+import requests
+from flask import Flask
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPResponse
+
+from tests.conftest import START
+
+DROPPED = 599  # a planned answer that stands for a connection which breaks instead
+
+
+class Clock:
+    """The one clock of a history."""
+
+    now = float(START)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Wire(HTTPAdapter):
+    """Carry the service's calls to the stand-ins without a socket."""
+
+    def __init__(self, hosts: dict[str, Flask]) -> None:
+        super().__init__()
+        self.clients = {host: application.test_client() for host, application in hosts.items()}
+
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, **_: Any
+    ) -> requests.Response:
+        url = urlsplit(str(request.url))
+        answer = self.clients[str(url.hostname)].open(
+            f"{url.path}?{url.query}",
+            method=str(request.method),
+            headers=dict(request.headers),
+            data=request.body,
+        )
+        if answer.status_code == DROPPED:
+            raise requests.ConnectionError("dropped", request=request)
+        body, headers = io.BytesIO(answer.data), dict(answer.headers)
+        raw = HTTPResponse(body, headers, answer.status_code, preload_content=False)
+        return self.build_response(request, raw)
+
+
+class InTurn(Executor):
+    """Run one thing after the other, so that a history has one order."""
+
+    def submit(  # type: ignore[override]
+        self, call: Callable[..., Any], *args: Any
+    ) -> Future[Any]:
+        """Run it now."""
+        done: Future[Any] = Future()
+        done.set_result(call(*args))
+        return done
+
+
+@contextmanager
+def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
+    """Let the service and the stand-ins run on one clock and one wire."""
+
+    def session(*_: object) -> requests.Session:
+        made = requests.Session()
+        made.mount("http://", wire)
+        return made
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("time.time", side_effect=lambda: clock.now))
+        stack.enter_context(mock.patch("time.sleep", clock.sleep))
+        stack.enter_context(mock.patch("service.clients.http_session", session))
+        stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))
+        stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
+        yield

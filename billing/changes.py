@@ -60,10 +60,14 @@ class EndedPeriod:
 
     @property
     def began_price(self) -> bool:
-        """Say whether another price of the item is billed from its end on, as a new one."""
+        """Say whether another price of the item is billed from its end on, as a new one.
+
+        Usage goes over from price to price in mid-period only.
+        """
         if self.after is None or price_id(self.before) == price_id(self.after):
             return False
-        return not self.goes_over and any(map(has_metered_price, (self.before, self.after)))
+        goes_on = self.by == "change" and self.goes_over
+        return not goes_on and any(map(has_metered_price, (self.before, self.after)))
 
 
 def price_id(item: Json) -> object:

@@ -194,30 +194,45 @@ def running_reports(
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
-    return [with_former_total(report, update, services) for report in reports]
+    reports = [with_former_total(report, update, services) for report in reports]
+    return reports + unnamed_reports(update, current, services)
 
 
 def with_former_total(report: PendingReport, update: Update, services: Services) -> PendingReport:
     """Return a report that warns if an update let its item count something else in mid-period."""
-    former = former_item(report.item, update, services)
-    if former is None:
+    item = report.item
+    former = former_item(item.id, item.price, update, services)
+    if former is None or former.start != item.start or former.counts_as(item):
         return report
+    former = replace(former, end=item.end, counted_from=item.counted_from)
     return replace(report, check=partial(losses.warn_of_former, former=former, services=services))
 
 
-def former_item(item: MeteredItem, update: Update, services: Services) -> MeteredItem | None:
-    """Return a running item as it counted before an update, if it counted something else."""
-    before = changes.previous_entries(update.previous)
-    entry = before.get(item.id) or changes.find_entry(update.subscription.entries, item.id)
-    if entry is None or changes.price_id(entry) != item.price:
+def unnamed_reports(
+    update: Update, current: Subscription, services: Services
+) -> list[PendingReport]:
+    """Return the items whose meter an update took away in mid-period; they are only measured."""
+    reports = []
+    for entry in current.entries:
+        now = read_item(entry, current.fields, "items.data", services.window_size)
+        before = former_item(str(entry.get("id")), changes.price_id(entry), update, services)
+        start, _ = changes.period_now(entry, current.fields)
+        if now is None and before is not None and before.start == start:
+            check = losses.warn_of_unnamed
+            reports.append(PendingReport(before, current.as_of, writes=False, check=check))
+    return reports
+
+
+def former_item(item: str, price: object, update: Update, services: Services) -> MeteredItem | None:
+    """Return an item as it counted before an update, if it had the same price and named a meter."""
+    entry = changes.previous_entries(update.previous).get(item)
+    entry = entry or changes.find_entry(update.subscription.entries, item)
+    if entry is None or changes.price_id(entry) != price:
         return None
     try:
-        former = read_item(entry, update.fields_before, ITEM_PATH, services.window_size)
+        return read_item(entry, update.fields_before, ITEM_PATH, services.window_size)
     except InvalidSubscription:
         return None  # what cannot be read was never reported
-    if former is None or former.start != item.start or former.counts_as(item):
-        return None
-    return replace(former, end=item.end, counted_from=item.counted_from)
 
 
 EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {

@@ -25,7 +25,7 @@ from billing.items import (
     require_id,
     reset_anchor,
 )
-from billing.notes import RemovedItem, noted_seconds, removed_items
+from billing.notes import RemovedItem, noted_seconds, removed_items, with_second
 from billing.stripe_api import Json, StripeConnection
 
 DAY = 86_400
@@ -133,7 +133,7 @@ def fetch_invoiced_periods(
     found: list[InvoicedPeriod] = []
     unseen: set[str] = set()
     for key, units in billed_units(lines).items():
-        entry = known.entries.get(key.item) or removed_entry(key, removed)
+        entry = line_entry(key, known, removed)
         price = price_of_line(key.price, entry, prices, account)
         goes_on = known.went_on.get(key.item, went_on(key, entry, price, removed.get(key.item)))
         if goes_on is None and is_metered(price):
@@ -168,9 +168,14 @@ def invoiced_period(
     )
 
 
-def removed_entry(key: LineKey, removed: Mapping[str, RemovedItem]) -> Json:
-    """Return a line's item that is gone, with what is noted of it, if anything is."""
-    return removed[key.item].as_entry() if key.item in removed else {"id": key.item}
+def line_entry(key: LineKey, known: KnownItems, removed: Mapping[str, RemovedItem]) -> Json:
+    """Return a line's item, with what is noted of it if it is gone, or its subscription is over."""
+    entry = known.entries.get(key.item)
+    if key.item not in removed:
+        return entry or {"id": key.item}
+    return (
+        with_second(entry, removed[key.item].removed_at) if entry else removed[key.item].as_entry()
+    )
 
 
 def went_on(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None) -> bool | None:
@@ -183,11 +188,14 @@ def went_on(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None)
     now = entry.get("price")
     if not isinstance(now, Mapping):
         return None
-    both_without_meter = not has_meter(price) and is_metered(now) and not has_meter(now)
-    if now.get("id") == key.price or both_without_meter:
-        return True  # between prices without a meter, usage records go over
-    changes = [at for at in noted_seconds(entry) if at >= key.end]
-    return key.end not in changes if changes else None
+    if now.get("id") == key.price:
+        return True
+    changed = [at for at in noted_seconds(entry) if at >= key.end]
+    if changed:
+        return key.end not in changed
+    # In mid-period, usage records go over from price to price, and nothing is noted.
+    goes_over = not has_meter(price) and is_metered(now) and not has_meter(now)
+    return True if goes_over else None
 
 
 def billed_units(lines: list[Json]) -> dict[LineKey, Decimal]:

@@ -10,6 +10,7 @@ from billing.invoices import InvoicedPeriod, plain
 from billing.items import MeteredItem, period_name, utc_text
 from billing.reports import Outcome, Services, measure
 from billing.stripe_api import Json
+from usage import WINDOW_SECONDS
 
 # What becomes of the usage of an item that a change ended
 # (docs.stripe.com/billing/subscriptions/usage-based/manage-billing).
@@ -72,9 +73,24 @@ def warn_of_former(
 ) -> None:
     """Warn that an item counts another subject, meter or window since the middle of its period."""
     before = measure(services, former) or Decimal(0)
-    reason = f"counts meter {item.meter} and subject {item.subject!r} now: {plain(metered)} units"
-    left = f"{plain(before)} of meter {former.meter} and subject {former.subject!r}"
-    outcome.warn(item.id, f"{reason} in its period, and no longer {left}", "changed")
+    outcome.warn(
+        item.id,
+        f"counts {what_counts(item)} now: {plain(metered)} units in its period, and no longer "
+        f"{plain(before)} of {what_counts(former)}",
+        "changed",
+    )
+
+
+def what_counts(item: MeteredItem) -> str:
+    """Say what an item counts."""
+    window = next(name for name, seconds in WINDOW_SECONDS.items() if seconds == item.window)
+    return f"meter {item.meter}, subject {item.subject!r}, window {window}"
+
+
+def warn_of_unnamed(item: MeteredItem, metered: Decimal, outcome: Outcome) -> None:
+    """Warn that an item names no meter any more since the middle of its period."""
+    reason = "names no om_meter_id any more, so nothing more of its period is reported"
+    outcome.warn(item.id, f"{reason}: {plain(metered)} units of {what_counts(item)}", "changed")
 
 
 def warn_of_unknown_period(item: object, outcome: Outcome) -> None:

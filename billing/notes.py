@@ -58,9 +58,11 @@ def noted_seconds(item: Json) -> list[int]:
     return sorted({int(second) for second in found})
 
 
-def with_second(item: Json, at: int) -> str:
-    """Return what an item's metadata is to keep, with one more second."""
-    return ",".join(map(str, sorted({*noted_seconds(item), at})[-MOST_SECONDS:]))
+def with_second(item: Json, *seconds: int) -> Json:
+    """Return an item whose metadata keeps more seconds."""
+    noted = sorted({*noted_seconds(item), *seconds})[-MOST_SECONDS:]
+    metadata = item.get("metadata") or {}
+    return {**item, "metadata": {**metadata, COUNTED_FROM: ",".join(map(str, noted))}}
 
 
 def removed_items(subscription: Json) -> dict[str, RemovedItem]:

@@ -21,6 +21,8 @@ def note_changes(
     update: Update, current: Subscription, services: Services, outcome: Outcome
 ) -> Subscription:
     """Note since when the items' prices are billed; return the subscription with these notes."""
+    if current.is_over:
+        return current
     began = {
         str(period.before.get("id")): period.end
         for period in update.ended
@@ -34,21 +36,25 @@ def note_changes(
             continue
         with outcome.record_errors(str(entry.get("id"))):
             noted = notes.with_second(entry, at)
-            note("subscription_item", str(entry["id"]), COUNTED_FROM, noted, services)
-            entries.append(with_metadata(entry, COUNTED_FROM, noted))
+            value = notes.metadata_text(noted, COUNTED_FROM)
+            note("subscription_item", str(entry["id"]), COUNTED_FROM, value, services)
+            entries.append(noted)
     return replace(current, entries=entries)
 
 
 def note_removals(update: Update, current: Subscription, services: Services) -> None:
     """Note the metered items that an update removed, for invoices that still bill them.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    Of a subscription that is over only its own metadata can be written: there, so are changes
+    (docs.stripe.com/api/subscriptions/update). Raises InvalidSubscription, ReportRefused or
+    ReportFailed.
     """
     known = notes.removed_items(current.fields)
     removed = [
         removed_item(update, period, services)
         for period in update.ended
-        if period.after is None and changes.has_metered_price(period.before)
+        if changes.has_metered_price(period.before)
+        and (period.after is None or (current.is_over and period.began_price))
     ]
     new = [item for item in removed if known.get(item.id) != item]
     if new:
@@ -79,11 +85,6 @@ def note(kind: str, object_id: str, key: str, value: str, services: Services) ->
         raise ReportFailed(f"{reason}; {needs}", error.request_id) from error
 
 
-def with_metadata(entry: Json, key: str, value: str) -> Json:
-    """Return an object with a key of its metadata."""
-    return {**entry, "metadata": {**(entry.get("metadata") or {}), key: value}}
-
-
 def with_current_notes(known: Subscription, previous: Json, current: Subscription) -> Update:
     """Return an update whose items, after and before, have the changes that were noted since."""
     before = [
@@ -98,7 +99,5 @@ def with_current_notes(known: Subscription, previous: Json, current: Subscriptio
 def with_notes(entry: Json, current: list[Json]) -> Json:
     """Return an item with the changes that are noted of it by now."""
     now = changes.find_entry(current, str(entry.get("id")))
-    seconds = {*notes.noted_seconds(entry), *notes.noted_seconds(now or {})}
-    if not seconds:
-        return entry
-    return with_metadata(entry, COUNTED_FROM, ",".join(map(str, sorted(seconds))))
+    seconds = notes.noted_seconds(now or {})
+    return notes.with_second(entry, *seconds) if seconds else entry

@@ -246,7 +246,7 @@ def compare(report: PendingReport, services: Services) -> Comparison:
         f"{fields['from']} - {fields['to']}".replace(" +0000 UTC", ""),
         None if found is None else found.normalize(),
         None if held is None else held.normalize(),
-        None if held is None else (value - held).normalize() * is_written,
+        None if held is None else (value - held).normalize() if is_written else Decimal(0),
     )
 
 

@@ -18,6 +18,7 @@ from billing.reports import Outcome, Services
 from billing.stripe_api import Json, ReportFailed
 
 # Those whose running usage Stripe will invoice (docs.stripe.com/api/subscriptions/object, status).
+OVER = ("canceled", "incomplete_expired")
 RUNNING = ("active", "trialing", "past_due", "unpaid")
 
 
@@ -38,6 +39,11 @@ class Subscription:
     def is_running(self) -> bool:
         """Say whether Stripe will invoice its running usage."""
         return self.fields.get("status") in RUNNING
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it has ended for good."""
+        return self.fields.get("status") in OVER
 
     @property
     def billing_mode(self) -> str:

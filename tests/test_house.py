@@ -47,6 +47,7 @@ ARROWS = {
         "billing.items",
         "billing.reports",
         "billing.stripe_api",
+        "usage",
     },
     "billing.subscriptions": {"billing.items", "billing.reports", "billing.stripe_api"},
     "billing.closings": {

@@ -8,7 +8,7 @@ from functools import partial
 
 from billing import changes, losses, stripe_api
 from billing.changes import EndedPeriod
-from billing.invoices import InvoicedPeriod, KnownItems, fetch_invoiced_periods
+from billing.invoices import InvoicedPeriod, KnownItems, fetch_invoiced_periods, is_of_reset
 from billing.items import (
     LATEST_SECOND,
     InvalidSubscription,
@@ -199,7 +199,7 @@ def invoice_reports(
     for item in () if update.ended else found.unseen:
         outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
     kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
-    by_reset = stripe_api.is_of_reset(invoice)
+    by_reset = is_of_reset(invoice)
     return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from billing import stripe_api
 from billing.items import (
+    HOUR,
     LATEST_SECOND,
     STRIPE_ID,
     InvalidSubscription,
@@ -29,6 +30,8 @@ from billing.notes import RemovedItem, noted_seconds, removed_items, with_second
 from billing.stripe_api import Json, StripeConnection
 
 DAY = 86_400
+# What an invoice says that a reset made (docs.stripe.com/api/invoices/object, billing_reason).
+RESET_REASON = "subscription_update"
 # Beyond these, money is no longer exact in 28 digits; Stripe's own limits are below.
 MAX_QUANTITY, MAX_AMOUNT = 10**16, 10**9
 SHORTEST_INTERVAL = {"day": DAY, "week": 7 * DAY, "month": 28 * DAY, "year": 365 * DAY}
@@ -301,8 +304,32 @@ def fetch_resets_if_anchor_moved(
     anchors, end = reset_anchor(subscription), invoice.get("period_end")
     if type(end) is not int or all(anchor < end for anchor in anchors):
         return frozenset()
-    subscription_id = require_id(subscription, "id", "")
-    return stripe_api.list_reset_instants(account, subscription_id)
+    invoices = stripe_api.list_invoices(account, require_id(subscription, "id", ""))
+    return frozenset(invoice["period_end"] for invoice in invoices if is_of_reset(invoice))
+
+
+def is_of_reset(invoice: Json) -> bool:
+    """Say whether a reset made an invoice: it was final at once, and bills items until its end.
+
+    A schedule's switch has a draft hour
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period), and one of a change
+    bills no subscription item, but an invoice item.
+    """
+    steps, created = invoice.get("status_transitions"), invoice.get("created")
+    final = steps.get("finalized_at") if isinstance(steps, Mapping) else None
+    waited = type(final) is int and type(created) is int and final - created >= HOUR
+    is_update = invoice.get("billing_reason") == RESET_REASON and invoice.get("status") != "draft"
+    return is_update and not waited and invoice.get("period_end") in item_ends(invoice)
+
+
+def item_ends(invoice: Json) -> set[int]:
+    """Return where the periods of the subscription items end that an invoice lists."""
+    try:
+        lines = require_lines(invoice)
+    except InvalidSubscription:
+        return set()
+    periods = [line_period(line) for line in lines if line_item(line) is not None]
+    return {period[1] for period in periods if period}
 
 
 def line_period(line: Json) -> tuple[int, int] | None:

@@ -13,10 +13,6 @@ from usage import one_line
 MAX_PAGES = 10
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
-# How long a draft waits at least (docs.stripe.com/invoicing/integration/workflow-transitions).
-DRAFT_SECONDS = 3_600
-# What an invoice says that a reset made (docs.stripe.com/api/invoices/object, billing_reason).
-RESET_REASON = "subscription_update"
 
 Json = Mapping[str, Any]
 
@@ -120,26 +116,9 @@ def list_subscription_items(account: StripeConnection, subscription_id: str) -> 
     return list_all(account, "/v1/subscription_items", subscription=subscription_id)
 
 
-def list_reset_instants(account: StripeConnection, subscription_id: str) -> frozenset[int]:
-    """Read the UTC seconds at which resets ended periods: each has its invoice.
-
-    Raises ReportRefused or ReportFailed.
-    """
-    invoices = list_all(account, "/v1/invoices", subscription=subscription_id)
-    ends = [invoice.get("period_end") for invoice in invoices if is_of_reset(invoice)]
-    return frozenset(end for end in ends if type(end) is int)
-
-
-def is_of_reset(invoice: Json) -> bool:
-    """Say whether a reset made an invoice: it was final at once, unlike a schedule's.
-
-    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period)
-    """
-    steps, created = invoice.get("status_transitions"), invoice.get("created")
-    final = steps.get("finalized_at") if isinstance(steps, Mapping) else None
-    waited = type(final) is int and type(created) is int and final - created >= DRAFT_SECONDS
-    is_draft = invoice.get("status") == "draft"
-    return invoice.get("billing_reason") == RESET_REASON and not is_draft and not waited
+def list_invoices(account: StripeConnection, subscription_id: str) -> list[Json]:
+    """Read all invoices of a subscription. Raises ReportRefused or ReportFailed."""
+    return list_all(account, "/v1/invoices", subscription=subscription_id)
 
 
 def list_invoice_lines(account: StripeConnection, invoice_id: str) -> list[Json]:

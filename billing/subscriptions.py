@@ -60,7 +60,7 @@ def fetch_current(subscription_id: str, services: Services) -> Subscription:
     now = int(time.time())
     fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
     if fields.get("test_clock") is not None:
-        # The clock first: an answer that is older than its second would be no harm, a newer one is.
+        # What is read after the clock is so at its second, or at a later one.
         now = fetch_clock_time(fields, services)
         fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
     try:

@@ -83,7 +83,9 @@ CALLS: dict[str, dict[str, str]] = {
 }
 # What each part has to see, to show anything.
 OFTEN = ["200", "400", "422", *list(CALLS)[:7]]
-RESET = {"id": "in_1", "billing_reason": "subscription_update", "period_end": END}
+RESET_LINE = {"subscription_item": "si_1", "period": {"start": 0, "end": END}}
+RESET: Json = {"id": "in_1", "billing_reason": "subscription_update", "period_end": END}
+RESET["lines"] = {"data": [RESET_LINE]}
 ANSWERS: dict[str, Json] = {
     "query": {"data": [{"value": 7.5}]},
     "usage_records": {"object": "usage_record"},

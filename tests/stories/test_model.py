@@ -22,9 +22,7 @@ The histories keep to these rules:
 - Prices name their meter of OpenMeter's: of an item that is gone only the price can be read.
 - What runs beside a customer's running subscription is over or stopped, and stays so: two that
   run would bill the same usage twice.
-- A subscription has one trial; intervals are mixed for endpoints of basil or newer, and not with
-  `cancel_at_period_end`; a switch's invoice has the reason `subscription_cycle`, and a switch
-  is not between two prices without a meter.
+- Intervals are mixed for endpoints of basil or newer: older events show one period for all items.
 """
 
 import json
@@ -90,7 +88,7 @@ READINGS = {
     "boundary": ["earlier", "later"],
     "changed_start": ["stays", "moves"],
     "changed_recount": ["frozen", "recounted"],
-    "switch_reason": ["subscription_cycle"],
+    "switch_reason": ["subscription_cycle", "subscription_update"],
     "trial_line": ["absent", "zero"],
 }
 BEHAVIORS = st.sampled_from(["create_prorations", "always_invoice", "none"])
@@ -416,8 +414,7 @@ class History(RuleBasedStateMachine):
     @rule(which=WHICH)
     def cancel_later(self, which: int) -> None:
         """Cancel at the period's end."""
-        ends = {item["end"] for item in self.account.items(self.state(which))}
-        if self.state(which)["status"] == "active" and len(ends) == 1:
+        if self.state(which)["status"] == "active":
             self.account.update_subscription(self.state(which), {"cancel_at_period_end": "true"})
 
     @rule(which=WHICH, wait=WAIT, ahead=st.integers(20, 5 * DAY))
@@ -645,8 +642,6 @@ class History(RuleBasedStateMachine):
             return
         kind, interval = self.kind_and_interval(item)
         other = self.kind_for(which, slot, n, kind)
-        if how == "price" and kind in "RS" and other in "RS":
-            return
         if how == "price":
             entries: list[Record] = [{"id": item["id"], "price": self.prices[other, interval]}]
         else:
@@ -688,7 +683,7 @@ class History(RuleBasedStateMachine):
         """Begin a trial in mid-period."""
         if self.can_change(which, wait, True) and self.state(which)["status"] == "active":
             state, now = self.state(which), int(self.clock.now)
-            if state["cancel_at"] or state["cancel_at_period_end"] or state["trial_end"]:
+            if state["cancel_at"] or state["cancel_at_period_end"]:
                 return
             self.note_losses(which, state["items"], "trial")
             self.oracle.exact[state["id"]] |= {now, now + seconds}
@@ -1036,4 +1031,4 @@ def test_each_metered_unit_is_billed_once_or_missed_aloud(part: int) -> None:
     )
     if HISTORIES >= 400:
         assert all(SEEN[event] >= HISTORIES / PARTS / 20 for event in EXPECTED), SEEN
-        assert all(SEEN[event] >= HISTORIES / PARTS / 50 for event in RARE), SEEN
+        assert all(SEEN[event] for event in RARE), SEEN

@@ -25,13 +25,13 @@ from werkzeug.wrappers import Response
 
 from billing import periodic
 from billing.events import EVENTS
-from billing.items import STRIPE_ID, InvalidSubscription
+from billing.items import STRIPE_ID, InvalidStripeObject
 from billing.reports import Outcome, Services, milliseconds_since
 from billing.stripe_api import StripeConnection, stripe_state
 from service import logs, metrics
 from service.clients import create_clients
 from service.health import Readiness
-from service.settings import environment, read_settings, secrets_of
+from service.settings import load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
 from usage import one_line, openmeter_state
 
@@ -63,7 +63,7 @@ def raw_body() -> bytes:
     return body
 
 
-def verify(body: bytes, signature: str | None, secrets: tuple[str, ...]) -> None:
+def verify_signature(body: bytes, signature: str | None, secrets: tuple[str, ...]) -> None:
     """See that a delivery's raw bytes were signed with one of the secrets.
 
     Raises BadRequest (docs.stripe.com/webhooks, "Verify webhook signatures manually").
@@ -116,7 +116,7 @@ def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None
     try:
         with limit_time_of_calls(DELIVERY_SECONDS):
             return EVENTS[kind](event, services)
-    except InvalidSubscription as error:
+    except InvalidStripeObject as error:
         said = f"{error} ({event_id_text(event)})"
         raise UnprocessableEntity(f"{said}: {RESENT}") from error
 
@@ -158,7 +158,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
 
     Raises StartupExit.
     """
-    settings = read_settings(environment() if config is None else config)
+    settings = read_settings(load_environment() if config is None else config)
     services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
@@ -169,7 +169,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
     add_probes(app, services)
     if settings["METRICS"]:
-        add_metrics(app)
+        enable_metrics(app)
     return app
 
 
@@ -195,7 +195,7 @@ def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
     def begin_request() -> None:
         """Note when a request began, and that nothing is known of it yet."""
         g.began = time.monotonic()
-        logs.set_log_fields()
+        logs.replace_log_fields()
 
     @app.after_request
     def without_secrets(response: Response) -> Response:
@@ -220,9 +220,9 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
              holds a draft invoice meanwhile.
         """
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
-        verify(body, signature, secrets)
+        verify_signature(body, signature, secrets)
         event = parse_event(body)
-        logs.set_log_fields(event=one_line(event.get("id")), type=one_line(event.get("type")))
+        logs.replace_log_fields(event=one_line(event.get("id")), type=one_line(event.get("type")))
         return log_and_respond(event, report_event(event, services))
 
 
@@ -246,7 +246,7 @@ def add_probes(app: Flask, services: Services) -> None:
         return found, OK if set(found.values()) == {"ok"} else SERVICE_UNAVAILABLE
 
 
-def add_metrics(app: Flask) -> None:
+def enable_metrics(app: Flask) -> None:
     """Count from here on, and answer what was counted."""
     metrics.count_lines(app.logger, EVENTS)
 

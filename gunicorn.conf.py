@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from service.settings import environment, read_settings
+from service.settings import load_environment, read_settings
 
-settings = read_settings(environment())
+settings = read_settings(load_environment())
 
 bind = f"localhost:{settings['PORT']}"
 control_socket_disable = True

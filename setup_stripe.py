@@ -116,7 +116,7 @@ def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> str
 def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[SeededObject]:
     """Yield each object as soon as it is there."""
     price_id = ""
-    for made in seed_price(client, options):
+    for made in find_or_create_price(client, options):
         yield made
         price_id = made.id
     customer_id = ""
@@ -132,7 +132,9 @@ def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[S
     yield SeededObject("subscription", subscription.id, period_end=period_end(subscription))
 
 
-def seed_price(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[SeededObject]:
+def find_or_create_price(
+    client: stripe.StripeClient, options: argparse.Namespace
+) -> Iterator[SeededObject]:
     """Yield the price, the last one, after what it needs; find what an earlier run made."""
     lookup_key, recurring = "epsilon_execution_duration", {}
     if options.billing == "meter":

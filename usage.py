@@ -107,10 +107,10 @@ def parse_total(body: str) -> Decimal | None:
         raise QueryFailed("OpenMeter's answer is unreadable")
     if len(values) > 1:
         raise QueryFailed(f"OpenMeter answered {len(values)} totals instead of one")
-    return validated_total(values[0]) if values else None
+    return normalized_total(values[0]) if values else None
 
 
-def validated_total(value: Any) -> Decimal:
+def normalized_total(value: Any) -> Decimal:
     """Return OpenMeter's value without float noise, which is all beyond nine decimals.
 
     It can be negative, by corrections. Raises QueryFailed if it is no number, not finite, or

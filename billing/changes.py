@@ -38,13 +38,13 @@ class EndedPeriod:
     by: Literal["renewal", "reset", "change", "end"]
 
     @property
-    def goes_on(self) -> bool:
+    def renewed_unchanged(self) -> bool:
         """Say whether the same item goes on with the same price from a renewal."""
         same = self.after is not None and price_id(self.before) == price_id(self.after)
         return same and self.by == "renewal"
 
     @property
-    def goes_over(self) -> bool:
+    def carries_usage_over(self) -> bool:
         """Say whether its usage goes over to another price: both are without a meter.
 
         (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
@@ -59,15 +59,15 @@ class EndedPeriod:
         return isinstance(trial, Mapping) and trial.get("end_date") == self.end
 
     @property
-    def began_price(self) -> bool:
+    def starts_new_count(self) -> bool:
         """Say whether another price of the item is billed from its end on, as a new one.
 
         Usage goes over from price to price in mid-period only.
         """
         if self.after is None or price_id(self.before) == price_id(self.after):
             return False
-        goes_on = self.by == "change" and self.goes_over
-        return not goes_on and any(map(has_metered_price, (self.before, self.after)))
+        renewed_unchanged = self.by == "change" and self.carries_usage_over
+        return not renewed_unchanged and any(map(has_metered_price, (self.before, self.after)))
 
 
 def price_id(item: Json) -> object:
@@ -104,19 +104,19 @@ def ended_periods(
     before = previous_entries(previous)
     after = {str(entry.get("id")): entry for entry in entries}
     found = [
-        end_of_kept_item(before.get(item, entry), entry, previous, subscription, instant)
+        ended_period_of_kept_item(before.get(item, entry), entry, previous, subscription, instant)
         for item, entry in after.items()
         if item in before or not before
     ]
     found += [
-        end_of_removed_item(entry, previous, subscription, instant)
+        ended_period_of_removed_item(entry, previous, subscription, instant)
         for item, entry in before.items()
         if item not in after
     ]
     return [period for period in found if period and period.start < period.end]
 
 
-def end_of_kept_item(
+def ended_period_of_kept_item(
     before: Json, after: Json, previous: Json, subscription: Json, instant: int
 ) -> EndedPeriod | None:
     """Return the period of an item that an update ended, if it did, where the item is still there.
@@ -146,7 +146,7 @@ def resets_at(second: int, previous: Json, subscription: Json) -> bool:
     return moved and subscription.get("billing_cycle_anchor") == second
 
 
-def end_of_removed_item(
+def ended_period_of_removed_item(
     before: Json, previous: Json, subscription: Json, instant: int
 ) -> EndedPeriod | None:
     """Return the period of a removed item: until its end, a reset, or the second of the update."""
@@ -200,7 +200,7 @@ def made_at(entry: Json) -> int:
     return second(entry.get("created")) or 0
 
 
-def show_periods(previous: Json, entries: list[Json]) -> bool:
+def item_periods_known(previous: Json, entries: list[Json]) -> bool:
     """Say whether an event shows the period of each item, before and after.
 
     Before basil it shows the shortest one, though items of other intervals have their own
@@ -229,7 +229,7 @@ def boundaries_before(previous: Json, subscription: Json) -> frozenset[int]:
     return frozenset([*reset_anchor(before), *trial_boundaries(before)])
 
 
-def subscription_before(previous: Json, subscription: Json) -> Json:
+def with_previous_metadata(previous: Json, subscription: Json) -> Json:
     """Return a subscription with the metadata that it had before an update."""
     changed = previous.get("metadata")
     metadata = subscription.get("metadata")

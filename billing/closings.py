@@ -8,10 +8,10 @@ from functools import partial
 
 from billing import changes, losses, stripe_api
 from billing.changes import EndedPeriod
-from billing.invoices import InvoicedPeriod, KnownItems, fetch_invoiced_periods, is_of_reset
+from billing.invoices import InvoicedPeriod, ItemsAtPeriodEnd, fetch_invoiced_periods, is_of_reset
 from billing.items import (
     LATEST_SECOND,
-    InvalidSubscription,
+    InvalidStripeObject,
     MeteredItem,
     is_free,
     read_item,
@@ -37,14 +37,14 @@ class Update:
     ended: list[EndedPeriod] = field(default_factory=list)
 
     @property
-    def shows_periods(self) -> bool:
+    def item_periods_known(self) -> bool:
         """Say whether it shows the period of each item."""
-        return changes.show_periods(self.previous, self.subscription.entries)
+        return changes.item_periods_known(self.previous, self.subscription.entries)
 
     @property
-    def fields_before(self) -> Json:
+    def fields_with_previous_metadata(self) -> Json:
         """Return the subscription with the metadata that it had before."""
-        return changes.subscription_before(self.previous, self.subscription.fields)
+        return changes.with_previous_metadata(self.previous, self.subscription.fields)
 
     @property
     def boundaries_before(self) -> frozenset[int]:
@@ -56,20 +56,22 @@ def read_ended_item(update: Update, period: EndedPeriod, services: Services) -> 
     """Return an item as it was in a period that ended; None if it names no meter.
 
     Only where the same item and price go on from a renewal, its end is rounded to the window.
-    Raises InvalidSubscription.
+    Raises InvalidStripeObject.
     """
     bounds = (period.start, period.end)
-    fields = update.fields_before
+    fields = update.fields_with_previous_metadata
     item = read_item(period.before, fields, ITEM_PATH, services.window_size, bounds)
     if item is None:
         return None
-    ends = frozenset() if period.goes_on else frozenset([period.end])
+    ends = frozenset() if period.renewed_unchanged else frozenset([period.end])
     return replace(item, unrounded=item.unrounded | update.boundaries_before | ends)
 
 
-def billed_item(update: Update, period: EndedPeriod, services: Services) -> MeteredItem | None:
+def read_chargeable_item(
+    update: Update, period: EndedPeriod, services: Services
+) -> MeteredItem | None:
     """Return an item as it was in a period that ended; None if it names no meter, or was free."""
-    if is_free(period.before, update.fields_before, period.start, period.end):
+    if is_free(period.before, update.fields_with_previous_metadata, period.start, period.end):
         return None
     return read_ended_item(update, period, services)
 
@@ -77,14 +79,14 @@ def billed_item(update: Update, period: EndedPeriod, services: Services) -> Mete
 def changed_reports(update: Update, services: Services, outcome: Outcome) -> list[PendingReport]:
     """Return the periods that ended in the middle: their item is gone, or has another price.
 
-    Raises InvalidSubscription.
+    Raises InvalidStripeObject.
     """
     reports = []
     for period in update.ended:
-        item = billed_item(update, period, services)
-        if period.by != "change" or item is None or period.goes_over:
+        item = read_chargeable_item(update, period, services)
+        if period.by != "change" or item is None or period.carries_usage_over:
             continue
-        if not update.shows_periods:
+        if not update.item_periods_known:
             losses.warn_of_unknown_period(item.id, outcome)
             continue
         mode = update.subscription.billing_mode
@@ -98,33 +100,33 @@ def closing_reports(update: Update, services: Services, outcome: Outcome) -> lis
     """Return the periods that a renewal, a reset or a subscription's end closed.
 
     The latest invoice says what it bills of them. Where it has no line for one, the item as it
-    was has to do. Raises InvalidSubscription, ReportRefused or ReportFailed.
+    was has to do. Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     closed = [period for period in update.ended if period.by != "change"]
     if not closed:
         return []
-    reports = latest_invoice_reports(replace(update, ended=closed), services, outcome)
+    reports = ended_reports_from_latest_invoice(replace(update, ended=closed), services, outcome)
     billed = {(report.item.id, report.item.end) for report in reports}
-    if update.shows_periods:
+    if update.item_periods_known:
         for period in closed:
-            item = billed_item(update, period, services)
+            item = read_chargeable_item(update, period, services)
             if item and (item.id, item.end) not in billed:
-                reports.append(uninvoiced_report(item, period.by))
+                reports.append(report_without_invoice_line(item, period.by))
     return reports
 
 
-def overtaken_reports(
+def late_change_corrections(
     update: Update, current: Subscription, services: Services, outcome: Outcome
 ) -> list[PendingReport]:
     """Return closed periods that a change began, where its event came only after their renewal.
 
-    What was reported of them counted too much. Raises InvalidSubscription, ReportRefused or
+    What was reported of them counted too much. Raises InvalidStripeObject, ReportRefused or
     ReportFailed.
     """
     began = {
         str(period.before.get("id")): period.end
         for period in update.ended
-        if period.by == "change" and period.began_price
+        if period.by == "change" and period.starts_new_count
     }
     late = {
         str(entry.get("id"))
@@ -139,7 +141,7 @@ def overtaken_reports(
     return [report for report in reports if report.item.id in late]
 
 
-def uninvoiced_report(item: MeteredItem, by: str) -> PendingReport:
+def report_without_invoice_line(item: MeteredItem, by: str) -> PendingReport:
     """Return what to do about a closed period for which the latest invoice has no line.
 
     Another draft of a renewal may have it, as in classic billing mode after a schedule's switch.
@@ -150,12 +152,12 @@ def uninvoiced_report(item: MeteredItem, by: str) -> PendingReport:
     return PendingReport(item, item.end, writes=by_meter and by != "end", check=check)
 
 
-def latest_invoice_reports(
+def ended_reports_from_latest_invoice(
     update: Update, services: Services, outcome: Outcome
 ) -> list[PendingReport]:
     """Return the periods that ended, as the invoice that a subscription names its latest has them.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     invoice = fetch_latest_invoice(update.subscription, services)
     if invoice is None:
@@ -168,7 +170,7 @@ def latest_invoice_reports(
 def fetch_latest_invoice(subscription: Subscription, services: Services) -> Json | None:
     """Read the invoice that a subscription names as its latest, if there is one.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     if subscription.fields.get("latest_invoice") is None:
         return None
@@ -194,7 +196,7 @@ def invoice_reports(
             services.stripe,
             services.window_size,
         )
-    except InvalidSubscription as error:
+    except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
     for item in () if update.ended else found.unseen:
         outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
@@ -203,13 +205,13 @@ def invoice_reports(
     return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
 
 
-def known_items(update: Update) -> KnownItems:
+def known_items(update: Update) -> ItemsAtPeriodEnd:
     """Return what an update tells of a subscription's items, or else how they are now."""
     before = {str(period.before.get("id")): period for period in update.ended}
     entries = {str(entry.get("id")): entry for entry in update.subscription.entries}
-    return KnownItems(
+    return ItemsAtPeriodEnd(
         entries | {item: period.before for item, period in before.items()},
-        {item: period.goes_on for item, period in before.items()},
+        {item: period.renewed_unchanged for item, period in before.items()},
         update.boundaries_before,
     )
 
@@ -220,7 +222,7 @@ def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
     A final one can only be compared. That a reset's has no draft hour is observed, not documented.
     """
     item = period.item
-    check = partial(losses.warn_of_missing, invoiced=period, by_reset=by_reset)
+    check = partial(losses.warn_of_invoice_difference, invoiced=period, by_reset=by_reset)
     return PendingReport(
         item,
         item.end,

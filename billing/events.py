@@ -14,7 +14,7 @@ from billing.closings import (
     changed_reports,
     closing_reports,
     invoice_reports,
-    overtaken_reports,
+    late_change_corrections,
 )
 from billing.invoices import (
     billed_units,
@@ -22,7 +22,7 @@ from billing.invoices import (
     is_subscription_draft,
     require_lines,
 )
-from billing.items import InvalidSubscription, MeteredItem, read_item, require_id
+from billing.items import InvalidStripeObject, MeteredItem, read_item, require_id
 from billing.noting import note_changes, note_removals, with_current_notes
 from billing.reports import Outcome, PendingReport, Services, report_until_deadline
 from billing.stripe_api import Json
@@ -32,8 +32,8 @@ from billing.subscriptions import (
     fetch_all_entries,
     fetch_current,
     listed_entries,
-    read_current_items,
-    read_items,
+    read_fetched_items,
+    read_metered_items,
     warn_of_double_billing,
 )
 
@@ -43,11 +43,11 @@ SOON_SECONDS = 600
 
 
 def event_object(event: Mapping[str, Any]) -> Json:
-    """Return the object that an event carries. Raises InvalidSubscription."""
+    """Return the object that an event carries. Raises InvalidStripeObject."""
     data = event.get("data")
     carried = data.get("object") if isinstance(data, dict) else None
     if not isinstance(carried, dict):
-        raise InvalidSubscription("data.object is missing")
+        raise InvalidStripeObject("data.object is missing")
     return carried
 
 
@@ -60,21 +60,21 @@ def previous_attributes(event: Mapping[str, Any]) -> Json:
 def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     """Report what an update ended, and then the running period of each metered item.
 
-    An item that fails stops no other. Raises InvalidSubscription before anything is written.
+    An item that fails stops no other. Raises InvalidStripeObject before anything is written.
     """
     outcome = Outcome()
-    known = read_event(event, services, outcome)
-    read_items(known, services, outcome)
+    known = fetch_event_subscription(event, services, outcome)
+    read_metered_items(known, services, outcome)
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id):
-        current = current_subscription(event, known, services)
+        current = fetch_current_unless_fresh(event, known, services)
         update = with_current_notes(known, previous_attributes(event), current)
-        update = replace(update, ended=ended_by(update, current.as_of))
+        update = replace(update, ended=periods_ended_by_update(update, current.as_of))
         reports += changed_reports(update, services, outcome)
         reports += closing_reports(update, services, outcome)
         note_removals(update, current, services)
         current = note_changes(update, current, services, outcome)
-        reports += overtaken_reports(update, current, services, outcome)
+        reports += late_change_corrections(update, current, services, outcome)
         reports += running_reports(update, current, services, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -83,14 +83,14 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
 def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     """Report the last period of a subscription that ended, while an invoice still counts it.
 
-    Raises InvalidSubscription before anything is written.
+    Raises InvalidStripeObject before anything is written.
     """
     outcome = Outcome()
-    known = read_event(event, services, outcome)
+    known = fetch_event_subscription(event, services, outcome)
     ended = [
-        EndedPeriod(entry, None, item.start, last_second(known, item), "end")
+        EndedPeriod(entry, None, item.start, cut_off_period_end(known, item), "end")
         for entry in known.entries
-        for item in read_items(replace(known, entries=[entry]), services, outcome)
+        for item in read_metered_items(replace(known, entries=[entry]), services, outcome)
     ]
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id):
@@ -100,11 +100,11 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
     return outcome
 
 
-def last_second(subscription: Subscription, item: MeteredItem) -> int:
-    """Return where its subscription's end cut off an item's period. Raises InvalidSubscription."""
+def cut_off_period_end(subscription: Subscription, item: MeteredItem) -> int:
+    """Return where its subscription's end cut off an item's period. Raises InvalidStripeObject."""
     ended_at = subscription.fields.get("ended_at")
     if type(ended_at) is not int or ended_at < item.start:
-        raise InvalidSubscription("ended_at is missing or is no time")
+        raise InvalidStripeObject("ended_at is missing or is no time")
     return min(ended_at, item.end)
 
 
@@ -139,8 +139,10 @@ def skip_unwritten(
     outcome.skipped.extend(item for item in items if item not in known)
 
 
-def read_event(event: Mapping[str, Any], services: Services, outcome: Outcome) -> Subscription:
-    """Return the subscription that an event carries. Raises InvalidSubscription."""
+def fetch_event_subscription(
+    event: Mapping[str, Any], services: Services, outcome: Outcome
+) -> Subscription:
+    """Return the subscription that an event carries. Raises InvalidStripeObject."""
     fields, created = event_object(event), event.get("created")
     entries = listed_entries(fields)
     as_of = created if type(created) is int else int(time.time())
@@ -150,7 +152,7 @@ def read_event(event: Mapping[str, Any], services: Services, outcome: Outcome) -
     return known
 
 
-def current_subscription(
+def fetch_current_unless_fresh(
     event: Mapping[str, Any], known: Subscription, services: Services
 ) -> Subscription:
     """Return the subscription of an event as it is now.
@@ -166,13 +168,13 @@ def current_subscription(
     ends = changes.running_ends(known.fields, known.entries)
     ends_soon = any(0 <= end - known.as_of <= SOON_SECONDS for end in ends)
     is_settled = not changes.previous_entries(previous) and not ends_soon
-    has_periods = changes.show_periods(previous, known.entries)
+    has_periods = changes.item_periods_known(previous, known.entries)
     if is_fresh and is_settled and has_periods and known.fields.get("test_clock") is None:
         return known
     return fetch_current(known.id, services)
 
 
-def ended_by(update: Update, as_of: int) -> list[EndedPeriod]:
+def periods_ended_by_update(update: Update, as_of: int) -> list[EndedPeriod]:
     """Return the periods that an update ended.
 
     The second of the update is that of an item which it added, if any, or else the event's; with
@@ -190,48 +192,56 @@ def running_reports(
     """Return the running periods of a subscription's items, if it runs. Raises ReportFailed."""
     if not current.is_running:
         return []
-    items = read_current_items(current, services, outcome)
+    items = read_fetched_items(current, services, outcome)
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
-    reports = [with_former_total(report, update, services) for report in reports]
-    return reports + unnamed_reports(update, current, services)
+    reports = [with_former_usage_warning(report, update, services) for report in reports]
+    return reports + reports_of_items_without_meter(update, current, services)
 
 
-def with_former_total(report: PendingReport, update: Update, services: Services) -> PendingReport:
+def with_former_usage_warning(
+    report: PendingReport, update: Update, services: Services
+) -> PendingReport:
     """Return a report that warns if an update let its item count something else in mid-period."""
     item = report.item
-    former = former_item(item.id, item.price, update, services)
+    former = item_before_update(item.id, item.price, update, services)
     if former is None or former.start != item.start or former.counts_as(item):
         return report
     former = replace(former, end=item.end, counted_from=item.counted_from)
-    return replace(report, check=partial(losses.warn_of_former, former=former, services=services))
+    return replace(
+        report, check=partial(losses.warn_of_changed_metadata, former=former, services=services)
+    )
 
 
-def unnamed_reports(
+def reports_of_items_without_meter(
     update: Update, current: Subscription, services: Services
 ) -> list[PendingReport]:
     """Return the items whose meter an update took away in mid-period; they are only measured."""
     reports = []
     for entry in current.entries:
         now = read_item(entry, current.fields, "items.data", services.window_size)
-        before = former_item(str(entry.get("id")), changes.price_id(entry), update, services)
+        before = item_before_update(str(entry.get("id")), changes.price_id(entry), update, services)
         start, _ = changes.period_now(entry, current.fields)
         if now is None and before is not None and before.start == start:
-            check = losses.warn_of_unnamed
+            check = losses.warn_of_meter_taken_away
             reports.append(PendingReport(before, current.as_of, writes=False, check=check))
     return reports
 
 
-def former_item(item: str, price: object, update: Update, services: Services) -> MeteredItem | None:
+def item_before_update(
+    item: str, price: object, update: Update, services: Services
+) -> MeteredItem | None:
     """Return an item as it counted before an update, if it had the same price and named a meter."""
     entry = changes.previous_entries(update.previous).get(item)
     entry = entry or changes.find_entry(update.subscription.entries, item)
     if entry is None or changes.price_id(entry) != price:
         return None
     try:
-        return read_item(entry, update.fields_before, ITEM_PATH, services.window_size)
-    except InvalidSubscription:
+        return read_item(
+            entry, update.fields_with_previous_metadata, ITEM_PATH, services.window_size
+        )
+    except InvalidStripeObject:
         return None  # what cannot be read was never reported
 
 

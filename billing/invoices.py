@@ -16,7 +16,7 @@ from billing.items import (
     HOUR,
     LATEST_SECOND,
     STRIPE_ID,
-    InvalidSubscription,
+    InvalidStripeObject,
     MeteredItem,
     has_meter,
     is_free,
@@ -98,15 +98,15 @@ def plain(number: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-class KnownItems(NamedTuple):
+class ItemsAtPeriodEnd(NamedTuple):
     """A subscription's items by id, as they are now, or were when an event says that they ended.
 
-    `went_on` says of the latter whether they went on with the same price, `unrounded` where
+    `kept_price` says of the latter whether they went on with the same price, `unrounded` where
     boundaries were that the subscription no longer shows.
     """
 
     entries: Mapping[str, Json]
-    went_on: Mapping[str, bool]
+    kept_price: Mapping[str, bool]
     unrounded: frozenset[int]
 
 
@@ -120,14 +120,14 @@ class InvoicedPeriods(NamedTuple):
 def fetch_invoiced_periods(
     invoice: Json,
     subscription: Json,
-    known: KnownItems,
+    known: ItemsAtPeriodEnd,
     account: StripeConnection,
     window_size: str,
 ) -> InvoicedPeriods:
     """Return what an invoice bills of a subscription's metered items.
 
     A line whose item is gone, or has another price, is read with the line's price. Usage in a
-    trial is free, and not among them. Raises InvalidSubscription, ReportRefused or ReportFailed.
+    trial is free, and not among them. Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     lines = fetch_all_lines(invoice, account)
     resets = fetch_resets_if_anchor_moved(subscription, invoice, account) | known.unrounded
@@ -137,9 +137,11 @@ def fetch_invoiced_periods(
     unseen: set[str] = set()
     for key, units in billed_units(lines).items():
         entry = line_entry(key, known, removed)
-        price = price_of_line(key.price, entry, prices, account)
-        goes_on = known.went_on.get(key.item, went_on(key, entry, price, removed.get(key.item)))
-        if goes_on is None and is_metered(price):
+        price = fetch_line_price(key.price, entry, prices, account)
+        renewed_unchanged = known.kept_price.get(
+            key.item, kept_price(key, entry, price, removed.get(key.item))
+        )
+        if renewed_unchanged is None and is_metered(price):
             unseen.add(key.item)
         item = read_item(
             {**entry, "price": price},
@@ -148,9 +150,13 @@ def fetch_invoiced_periods(
             window_size,
             (key.start, key.end),
         )
-        if item is None or goes_on is None or is_free(entry, subscription, key.start, key.end):
+        if (
+            item is None
+            or renewed_unchanged is None
+            or is_free(entry, subscription, key.start, key.end)
+        ):
             continue
-        exact = resets if goes_on else resets | {key.end}
+        exact = resets if renewed_unchanged else resets | {key.end}
         item = replace(item, unrounded=item.unrounded | exact)
         found.append(invoiced_period(invoice, item, units, price, entry))
     return InvoicedPeriods(found, unseen)
@@ -159,7 +165,7 @@ def fetch_invoiced_periods(
 def invoiced_period(
     invoice: Json, item: MeteredItem, units: Decimal, price: Json, entry: Json
 ) -> InvoicedPeriod:
-    """Return what an invoice bills of an item. Raises InvalidSubscription."""
+    """Return what an invoice bills of an item. Raises InvalidStripeObject."""
     return InvoicedPeriod(
         item=item,
         invoice=require_id(invoice, "id", ""),
@@ -171,7 +177,7 @@ def invoiced_period(
     )
 
 
-def line_entry(key: LineKey, known: KnownItems, removed: Mapping[str, RemovedItem]) -> Json:
+def line_entry(key: LineKey, known: ItemsAtPeriodEnd, removed: Mapping[str, RemovedItem]) -> Json:
     """Return a line's item, with what is noted of it if it is gone, or its subscription is over."""
     entry = known.entries.get(key.item)
     if key.item not in removed:
@@ -181,7 +187,7 @@ def line_entry(key: LineKey, known: KnownItems, removed: Mapping[str, RemovedIte
     )
 
 
-def went_on(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None) -> bool | None:
+def kept_price(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None) -> bool | None:
     """Say whether an item went on with the line's price when the line's period ended.
 
     None means that no event has told it yet.
@@ -197,26 +203,26 @@ def went_on(key: LineKey, entry: Json, price: Json, removed: RemovedItem | None)
     if changed:
         return key.end not in changed
     # In mid-period, usage records go over from price to price, and nothing is noted.
-    goes_over = not has_meter(price) and is_metered(now) and not has_meter(now)
-    return True if goes_over else None
+    carries_usage_over = not has_meter(price) and is_metered(now) and not has_meter(now)
+    return True if carries_usage_over else None
 
 
 def billed_units(lines: list[Json]) -> dict[LineKey, Decimal]:
     """Return the units that the lines of subscription items bill, by item, price and period.
 
-    One-off items, prorations and credits are none of these. Raises InvalidSubscription.
+    One-off items, prorations and credits are none of these. Raises InvalidStripeObject.
     """
     units: dict[LineKey, Decimal] = defaultdict(Decimal)
     for line in lines:
         item, price, period = line_item(line), line_price(line), line_period(line)
         if isinstance(item, str) and isinstance(price, str) and period:
             if not STRIPE_ID.fullmatch(item) or not STRIPE_ID.fullmatch(price):
-                raise InvalidSubscription("lines.data has an item or price that is no id")
+                raise InvalidStripeObject("lines.data has an item or price that is no id")
             units[LineKey(item, price, *period)] += line_quantity(line)
     return dict(units)
 
 
-def price_of_line(
+def fetch_line_price(
     price_id: str, entry: Json, known: dict[str, Json], account: StripeConnection
 ) -> Json:
     """Return a line's price: the one of its item, or else as Stripe has it, read once.
@@ -277,7 +283,7 @@ def as_number(value: object, most: int) -> Decimal | None:
 def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
     """Return an invoice's lines, of which an event has the first ten at most.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     lines = require_lines(invoice)
     if invoice["lines"].get("has_more"):
@@ -286,10 +292,10 @@ def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
 
 
 def require_lines(invoice: Json) -> list[Json]:
-    """Return the lines that an invoice lists. Raises InvalidSubscription."""
+    """Return the lines that an invoice lists. Raises InvalidStripeObject."""
     lines = invoice.get("lines")
     if not isinstance(lines, dict) or not isinstance(lines.get("data"), list):
-        raise InvalidSubscription("lines.data is missing")
+        raise InvalidStripeObject("lines.data is missing")
     return [line for line in lines["data"] if isinstance(line, dict)]
 
 
@@ -299,7 +305,7 @@ def fetch_resets_if_anchor_moved(
     """Return where resets ended periods, if one came between an invoice and now.
 
     The subscription then no longer knows whether the invoice's period began with a reset. Raises
-    InvalidSubscription, ReportRefused or ReportFailed.
+    InvalidStripeObject, ReportRefused or ReportFailed.
     """
     anchors, end = reset_anchor(subscription), invoice.get("period_end")
     if type(end) is not int or all(anchor < end for anchor in anchors):
@@ -326,7 +332,7 @@ def item_ends(invoice: Json) -> set[int]:
     """Return where the periods of the subscription items end that an invoice lists."""
     try:
         lines = require_lines(invoice)
-    except InvalidSubscription:
+    except InvalidStripeObject:
         return set()
     periods = [line_period(line) for line in lines if line_item(line) is not None]
     return {period[1] for period in periods if period}
@@ -370,18 +376,18 @@ def line_item(line: Json) -> object:
 def line_quantity(line: Json) -> Decimal:
     """Return the units of an invoice line, with decimals where it says them.
 
-    Raises InvalidSubscription.
+    Raises InvalidStripeObject.
     """
     given = line.get("quantity_decimal")
     given = line.get("quantity") if given is None else given
     found = as_number(0 if given is None else given, MAX_QUANTITY)
     if found is None:
-        raise InvalidSubscription("lines.data has a quantity that is no number")
+        raise InvalidStripeObject("lines.data has a quantity that is no number")
     return found
 
 
 def invoice_subscription_id(invoice: Json) -> str:
-    """Return the id of the subscription that an invoice is of. Raises InvalidSubscription."""
+    """Return the id of the subscription that an invoice is of. Raises InvalidStripeObject."""
     parent = invoice.get("parent")
     details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
     holder = details if isinstance(details, Mapping) else invoice

@@ -19,7 +19,7 @@ STRIPE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 UTC_TIME = "%Y-%m-%d %H:%M:%S +0000 UTC"
 
 
-class InvalidSubscription(ValueError):
+class InvalidStripeObject(ValueError):
     """Say which field of a genuine event is missing or cannot be billed."""
 
 
@@ -77,7 +77,7 @@ def read_item(
     """Return what to report for an entry of `items.data`, or None where there is nothing to.
 
     `path` is the entry's place in the event, for errors; `window_size` holds unless the item
-    names another one; `period` is one other than the running one. Raises InvalidSubscription.
+    names another one; `period` is one other than the running one. Raises InvalidStripeObject.
     """
     price = require_object(item, "price", path)
     if not is_metered(price):
@@ -105,28 +105,28 @@ def read_item(
 
 
 def read_meter(item: Json, price: Json, path: str) -> str | None:
-    """Return OpenMeter's meter, if the item or its price names one. Raises InvalidSubscription."""
+    """Return OpenMeter's meter, if the item or its price names one. Raises InvalidStripeObject."""
     meter = read_metadata(item, price, "om_meter_id", path)
     if meter and not METER.fullmatch(meter):
-        raise InvalidSubscription(
+        raise InvalidStripeObject(
             f"{path}.metadata.om_meter_id is no meter's id or slug: {meter!r}"
         )
     return meter
 
 
 def read_window(item: Json, price: Json, path: str, window_size: str) -> int:
-    """Return the length of the item's window in seconds. Raises InvalidSubscription."""
+    """Return the length of the item's window in seconds. Raises InvalidStripeObject."""
     window_size = read_metadata(item, price, "om_window_size", path) or window_size
     if window_size not in WINDOW_SECONDS:
         wanted = ", ".join(WINDOW_SECONDS)
-        raise InvalidSubscription(f"{path}.metadata.om_window_size must be one of {wanted}")
+        raise InvalidStripeObject(f"{path}.metadata.om_window_size must be one of {wanted}")
     return WINDOW_SECONDS[window_size]
 
 
 def read_period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
     """Return start and end; since 2025-03-31.basil they stand on the item.
 
-    Raises InvalidSubscription
+    Raises InvalidStripeObject
     (docs.stripe.com/changelog/basil/2025-03-31/deprecate-subscription-current-period-start-and-end).
     """
     on_item = item.get("current_period_start") is not None
@@ -135,16 +135,16 @@ def read_period(item: Json, subscription: Json, path: str) -> tuple[int, int]:
     for name in ("current_period_start", "current_period_end"):
         value = holder.get(name)
         if type(value) is not int or not 0 <= value < LATEST_SECOND:
-            raise InvalidSubscription(f"{field_path(path, name)} is missing or is no time")
+            raise InvalidStripeObject(f"{field_path(path, name)} is missing or is no time")
         seconds.append(value)
     if seconds[1] < seconds[0]:
         end = field_path(path, "current_period_end")
-        raise InvalidSubscription(f"{end} lies before the start")
+        raise InvalidStripeObject(f"{end} lies before the start")
     return seconds[0], seconds[1]
 
 
 def read_billing_meter(recurring: Json, path: str) -> str | None:
-    """Return the Billing Meter behind a price, if there is one. Raises InvalidSubscription."""
+    """Return the Billing Meter behind a price, if there is one. Raises InvalidStripeObject."""
     if recurring.get("meter") is None:
         return None
     return require_id(recurring, "meter", f"{path}.price.recurring")
@@ -193,7 +193,7 @@ def unrounded_boundaries(item: Json, subscription: Json, start: int) -> frozense
         subscription.get("ended_at"),
     ]
     if subscription.get("cancel_at_period_end") is True:
-        exact.append(last_end(item, subscription))
+        exact.append(latest_period_end(item, subscription))
     added = added_at(item, subscription)
     if added is not None:
         exact.append(start if start <= added <= start + HOUR else added)
@@ -260,7 +260,7 @@ def has_meter(price: object) -> bool:
     return isinstance(recurring, Mapping) and recurring.get("meter") is not None
 
 
-def last_end(item: Json, subscription: Json) -> int | None:
+def latest_period_end(item: Json, subscription: Json) -> int | None:
     """Return the latest end of a subscription's running periods, if they say one.
 
     With items of different intervals, one that is cancelled at the period's end goes on until
@@ -280,25 +280,25 @@ def field_path(path: str, name: str) -> str:
 
 
 def require_object(holder: Json, name: str, path: str) -> Json:
-    """Return a field that holds an object. Raises InvalidSubscription."""
+    """Return a field that holds an object. Raises InvalidStripeObject."""
     value = holder.get(name)
     if not isinstance(value, Mapping):
-        raise InvalidSubscription(f"{field_path(path, name)} is missing")
+        raise InvalidStripeObject(f"{field_path(path, name)} is missing")
     return value
 
 
 def require_id(holder: Json, name: str, path: str) -> str:
-    """Return a field that holds an id of Stripe's. Raises InvalidSubscription."""
+    """Return a field that holds an id of Stripe's. Raises InvalidStripeObject."""
     value = holder.get(name)
     if not isinstance(value, str) or not STRIPE_ID.fullmatch(value):
-        raise InvalidSubscription(f"{field_path(path, name)} is missing or is no id")
+        raise InvalidStripeObject(f"{field_path(path, name)} is missing or is no id")
     return value
 
 
 def require_expandable_id(holder: Json, name: str) -> str:
     """Return the id in a field that holds an id or an expanded object.
 
-    Raises InvalidSubscription (docs.stripe.com/expand).
+    Raises InvalidStripeObject (docs.stripe.com/expand).
     """
     value = holder.get(name)
     if isinstance(value, Mapping):
@@ -309,15 +309,15 @@ def require_expandable_id(holder: Json, name: str) -> str:
 def read_metadata(first: Json, second: Json, key: str, path: str) -> str | None:
     """Return a key of the metadata of one object, or else of the other; empty is not set.
 
-    Raises InvalidSubscription.
+    Raises InvalidStripeObject.
     """
     for holder in (first, second):
         metadata = holder.get("metadata") or {}
         if not isinstance(metadata, Mapping):
-            raise InvalidSubscription(f"{field_path(path, 'metadata')} is no object")
+            raise InvalidStripeObject(f"{field_path(path, 'metadata')} is no object")
         value = metadata.get(key)
         if value is not None and not is_utf8_text(value):
-            raise InvalidSubscription(f"{field_path(path, 'metadata')}.{key} is no text")
+            raise InvalidStripeObject(f"{field_path(path, 'metadata')}.{key} is no text")
         if value:
             return str(value)
     return None

@@ -21,7 +21,7 @@ FATES = {
 }
 
 
-def warn_of_missing(
+def warn_of_invoice_difference(
     item: MeteredItem,
     metered: Decimal,
     outcome: Outcome,
@@ -63,7 +63,7 @@ def warn_of_change(
         outcome.warn(item.id, f"{at}: {units}; {fate}", "changed")
 
 
-def warn_of_former(
+def warn_of_changed_metadata(
     item: MeteredItem,
     metered: Decimal,
     outcome: Outcome,
@@ -87,7 +87,7 @@ def what_counts(item: MeteredItem) -> str:
     return f"meter {item.meter}, subject {item.subject!r}, window {window}"
 
 
-def warn_of_unnamed(item: MeteredItem, metered: Decimal, outcome: Outcome) -> None:
+def warn_of_meter_taken_away(item: MeteredItem, metered: Decimal, outcome: Outcome) -> None:
     """Warn that an item names no meter any more since the middle of its period."""
     reason = "names no om_meter_id any more, so nothing more of its period is reported"
     outcome.warn(item.id, f"{reason}: {plain(metered)} units of {what_counts(item)}", "changed")

@@ -26,7 +26,7 @@ def note_changes(
     began = {
         str(period.before.get("id")): period.end
         for period in update.ended
-        if period.began_price or period.ended_own_trial
+        if period.starts_new_count or period.ended_own_trial
     }
     entries = []
     for entry in current.entries:
@@ -37,7 +37,7 @@ def note_changes(
         with outcome.record_errors(str(entry.get("id"))):
             noted = notes.with_second(entry, at)
             value = notes.metadata_text(noted, COUNTED_FROM)
-            note("subscription_item", str(entry["id"]), COUNTED_FROM, value, services)
+            write_note("subscription_item", str(entry["id"]), COUNTED_FROM, value, services)
             entries.append(noted)
     return replace(current, entries=entries)
 
@@ -46,7 +46,7 @@ def note_removals(update: Update, current: Subscription, services: Services) -> 
     """Note the metered items that an update removed, for invoices that still bill them.
 
     Of a subscription that is over only its own metadata can be written: there, so are changes
-    (docs.stripe.com/api/subscriptions/update). Raises InvalidSubscription, ReportRefused or
+    (docs.stripe.com/api/subscriptions/update). Raises InvalidStripeObject, ReportRefused or
     ReportFailed.
     """
     known = notes.removed_items(current.fields)
@@ -54,16 +54,16 @@ def note_removals(update: Update, current: Subscription, services: Services) -> 
         removed_item(update, period, services)
         for period in update.ended
         if changes.has_metered_price(period.before)
-        and (period.after is None or (current.is_over and period.began_price))
+        and (period.after is None or (current.is_over and period.starts_new_count))
     ]
     new = [item for item in removed if known.get(item.id) != item]
     if new:
         noted = notes.with_removed(current.fields, new)
-        note("subscription", current.id, REMOVED, noted, services)
+        write_note("subscription", current.id, REMOVED, noted, services)
 
 
 def removed_item(update: Update, period: EndedPeriod, services: Services) -> RemovedItem:
-    """Return what is to be noted of an item that was removed. Raises InvalidSubscription."""
+    """Return what is to be noted of an item that was removed. Raises InvalidStripeObject."""
     item = read_ended_item(update, period, services)
     sizes = {seconds: name for name, seconds in WINDOW_SECONDS.items()}
     return RemovedItem(
@@ -75,7 +75,7 @@ def removed_item(update: Update, period: EndedPeriod, services: Services) -> Rem
     )
 
 
-def note(kind: str, object_id: str, key: str, value: str, services: Services) -> None:
+def write_note(kind: str, object_id: str, key: str, value: str, services: Services) -> None:
     """Write a key of an object's metadata. Raises ReportRefused or ReportFailed."""
     try:
         stripe_api.set_metadata(services.stripe, kind, object_id, key, value)

@@ -26,7 +26,7 @@ import usage
 from billing import stripe_api, ways
 from billing.closings import Update, invoice_reports
 from billing.invoices import invoice_subscription_id, is_subscription_draft
-from billing.items import STRIPE_ID, InvalidSubscription, MeteredItem, overlap
+from billing.items import STRIPE_ID, InvalidStripeObject, MeteredItem, overlap
 from billing.reports import (
     Outcome,
     PendingReport,
@@ -43,7 +43,7 @@ from billing.subscriptions import (
     fail_items_that_overwrite,
     fetch_all_entries,
     fetch_current,
-    read_current_items,
+    read_fetched_items,
     warn_of_double_billing,
 )
 from service.transport import MAX_CONNECTIONS
@@ -116,15 +116,15 @@ class Run:
 
         Raises ReportRefused or ReportFailed.
         """
-        current = as_listed(subscription, as_of, self.services)
-        items = read_current_items(current, self.services, outcome) if current.is_running else []
+        current = fetch_complete(subscription, as_of, self.services)
+        items = read_fetched_items(current, self.services, outcome) if current.is_running else []
         kept = fail_items_that_overwrite(items, outcome)
         kept = [item for item in kept if self.claim_billing_meter(item, outcome)]
         for item in kept:
-            self.warn_of_double_billing(item, outcome)
+            self.warn_of_double_billing_in_run(item, outcome)
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
-        for invoice in draft_invoices(current, self.services):
+        for invoice in fetch_draft_invoices(current, self.services):
             closed += invoice_reports(invoice, Update(current), self.services, outcome)
         return [report for report in closed if report.item.id not in refused] + [
             PendingReport(item, current.as_of) for item in kept
@@ -138,26 +138,26 @@ class Run:
         if not item.billing_meter:
             return True
         if self.only_some:
-            self.claim_meters_of_other_items(item)
+            self.claim_meters_of_customer(item)
         with self.lock:
             owner = self.owners.setdefault((item.customer, item.billing_meter), item)
         if fail_items_that_overwrite([owner, item], outcome):
             return True
         return owner.id == item.id
 
-    def claim_meters_of_other_items(self, item: MeteredItem) -> None:
+    def claim_meters_of_customer(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
-        found = iter_billable_subscriptions(self.services, customer=item.customer)
+        found = iter_running_subscriptions(self.services, customer=item.customer)
         for subscription, as_of in found:
-            other_items = read_current_items(
-                as_listed(subscription, as_of, self.services), self.services, Outcome()
+            other_items = read_fetched_items(
+                fetch_complete(subscription, as_of, self.services), self.services, Outcome()
             )
             for other in other_items:
                 if other.id != item.id and other.billing_meter:
                     with self.lock:
                         self.owners.setdefault((other.customer, other.billing_meter), other)
 
-    def warn_of_double_billing(self, item: MeteredItem, outcome: Outcome) -> None:
+    def warn_of_double_billing_in_run(self, item: MeteredItem, outcome: Outcome) -> None:
         """Warn of an item that bills the same usage as one before it in this run."""
         with self.lock:
             alike = self.counting.setdefault((item.meter, item.subject), [])
@@ -174,7 +174,7 @@ class Run:
         meter = report.item.meter
         with self.meters_lock:
             if meter not in self.meters_in_use:
-                self.meters_in_use[meter] = has_usage(meter, report.as_of, self.services)
+                self.meters_in_use[meter] = has_recent_usage(meter, report.as_of, self.services)
                 if not self.meters_in_use[meter]:
                     self.warn_of_empty_meter(meter)
             return self.meters_in_use[meter]
@@ -250,7 +250,7 @@ def compare(report: PendingReport, services: Services) -> Comparison:
     )
 
 
-def has_usage(meter: str, as_of: int, services: Services) -> bool:
+def has_recent_usage(meter: str, as_of: int, services: Services) -> bool:
     """Say whether anybody had usage in a meter in the days until a UTC second, or in its minute.
 
     Raises ReportFailed.
@@ -263,7 +263,7 @@ def has_usage(meter: str, as_of: int, services: Services) -> bool:
         raise ReportFailed(str(error)) from error
 
 
-def as_listed(subscription: Json, as_of: int, services: Services) -> Subscription:
+def fetch_complete(subscription: Json, as_of: int, services: Services) -> Subscription:
     """Return a listed subscription with all of its items; one on a test clock is read again.
 
     Raises ReportRefused or ReportFailed.
@@ -272,11 +272,11 @@ def as_listed(subscription: Json, as_of: int, services: Services) -> Subscriptio
         return fetch_current(str(subscription["id"]), services)
     try:
         return Subscription(subscription, fetch_all_entries(subscription, services), as_of)
-    except InvalidSubscription as error:
+    except InvalidStripeObject as error:
         raise ReportFailed(str(error)) from error
 
 
-def draft_invoices(subscription: Subscription, services: Services) -> list[Json]:
+def fetch_draft_invoices(subscription: Subscription, services: Services) -> list[Json]:
     """Return a subscription's drafts, oldest first, as a rule without asking Stripe again.
 
     Its latest invoice comes with it: if that is older than a draft can be, or is its first one
@@ -292,7 +292,7 @@ def draft_invoices(subscription: Subscription, services: Services) -> list[Json]
     return [invoice for invoice in found[::-1] if is_subscription_draft(invoice)]
 
 
-def iter_billable_subscriptions(services: Services, **filters: str) -> Iterator[tuple[Json, int]]:
+def iter_running_subscriptions(services: Services, **filters: str) -> Iterator[tuple[Json, int]]:
     """Yield subscriptions that can be billed, and since which UTC second they are known.
 
     A page is read while the one before is worked on. Raises ReportRefused or ReportFailed.
@@ -324,17 +324,17 @@ def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Js
     for invoice in stripe_api.list_recent_drafts(services.stripe, as_of - DRAFT_SECONDS):
         try:
             subscription_id = invoice_subscription_id(invoice)
-        except InvalidSubscription:
+        except InvalidStripeObject:
             continue  # a draft of no subscription
         if subscription_id not in seen:
             seen.add(subscription_id)
             yield stripe_api.fetch_subscription(services.stripe, subscription_id), as_of
 
 
-def iter_all_subscriptions(services: Services) -> Iterator[tuple[Json, int]]:
+def iter_billable_subscriptions(services: Services) -> Iterator[tuple[Json, int]]:
     """Yield all subscriptions that can still be billed. Raises ReportRefused or ReportFailed."""
     seen = set[str]()
-    for subscription, as_of in iter_billable_subscriptions(services):
+    for subscription, as_of in iter_running_subscriptions(services):
         seen.add(str(subscription["id"]))
         yield subscription, as_of
     yield from iter_recently_ended(services, seen)
@@ -403,7 +403,7 @@ def run_to_exit_status(run: Run, ids: list[str], workers: int) -> int:
     source = (
         iter_billable_subscriptions_by_id(services, ids, run)
         if ids
-        else iter_all_subscriptions(services)
+        else iter_billable_subscriptions(services)
     )
     with pool.threads:
         try:

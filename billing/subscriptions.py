@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from billing import stripe_api
 from billing.items import (
-    InvalidSubscription,
+    InvalidStripeObject,
     MeteredItem,
     overlap,
     read_item,
@@ -32,7 +32,7 @@ class Subscription:
 
     @property
     def id(self) -> str:
-        """Return its id. Raises InvalidSubscription."""
+        """Return its id. Raises InvalidStripeObject."""
         return require_id(self.fields, "id", "")
 
     @property
@@ -61,41 +61,41 @@ def fetch_current(subscription_id: str, services: Services) -> Subscription:
     fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
     if fields.get("test_clock") is not None:
         # What is read after the clock is so at its second, or at a later one.
-        now = fetch_clock_time(fields, services)
+        now = fetch_subscription_clock_time(fields, services)
         fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
     try:
         return Subscription(fields, fetch_all_entries(fields, services), now)
-    except InvalidSubscription as error:
+    except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
 
 
-def fetch_clock_time(subscription: Json, services: Services) -> int:
+def fetch_subscription_clock_time(subscription: Json, services: Services) -> int:
     """Read the UTC second at which a subscription's test clock stands.
 
     Raises ReportRefused or ReportFailed.
     """
     try:
         clock_id = require_expandable_id(subscription, "test_clock")
-    except InvalidSubscription as error:
+    except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
     return stripe_api.fetch_test_clock_time(services.stripe, clock_id)
 
 
 def listed_entries(subscription: Json) -> list[Json]:
-    """Return the items that a subscription lists, ten at most. Raises InvalidSubscription."""
+    """Return the items that a subscription lists, ten at most. Raises InvalidStripeObject."""
     listed = subscription.get("items")
     if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-        raise InvalidSubscription("items.data is missing")
+        raise InvalidStripeObject("items.data is missing")
     for n, entry in enumerate(listed["data"]):
         if not isinstance(entry, dict):
-            raise InvalidSubscription(f"items.data[{n}] is no subscription item")
+            raise InvalidStripeObject(f"items.data[{n}] is no subscription item")
     return list(listed["data"])
 
 
 def fetch_all_entries(subscription: Json, services: Services) -> list[Json]:
     """Return the items that a subscription lists, and those that it leaves out.
 
-    Raises InvalidSubscription, ReportRefused or ReportFailed.
+    Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     entries = listed_entries(subscription)
     if not subscription["items"].get("has_more"):
@@ -106,12 +106,12 @@ def fetch_all_entries(subscription: Json, services: Services) -> list[Json]:
     return entries + [entry for entry in stored if entry["id"] not in known]
 
 
-def read_items(
+def read_metered_items(
     subscription: Subscription, services: Services, outcome: Outcome
 ) -> list[MeteredItem]:
     """Return the items that name a meter, with their running periods; note the others as skipped.
 
-    Raises InvalidSubscription.
+    Raises InvalidStripeObject.
     """
     found = []
     for n, entry in enumerate(subscription.entries):
@@ -124,7 +124,7 @@ def read_items(
     return found
 
 
-def read_current_items(
+def read_fetched_items(
     subscription: Subscription, services: Services, outcome: Outcome
 ) -> list[MeteredItem]:
     """Return the items that name a meter, as Stripe has them now.
@@ -132,8 +132,8 @@ def read_current_items(
     What cannot be read is no fault of an event's: raises ReportFailed.
     """
     try:
-        return read_items(subscription, services, outcome)
-    except InvalidSubscription as error:
+        return read_metered_items(subscription, services, outcome)
+    except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
 
 

@@ -12,7 +12,7 @@ from pythonjsonlogger.json import JsonFormatter
 CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
 
 
-def set_log_fields(**fields: str) -> None:
+def replace_log_fields(**fields: str) -> None:
     """Let each line from here on carry these fields alone."""
     CONTEXT.set(fields)
 

@@ -71,12 +71,12 @@ class CountLines(logging.Handler):
         fields = vars(record)
         if "status" in fields:
             self.count_delivery(fields)
-        if "warning" in fields and not self.was_counted(fields):
+        if "warning" in fields and not self.repeats_warning(fields):
             WARNINGS.labels(fields["warning"]).inc()
         if "way" in fields and fields["outcome"] != "warned":
             REPORTS.labels(fields["way"], fields["outcome"]).inc()
 
-    def was_counted(self, fields: dict[str, object]) -> bool:
+    def repeats_warning(self, fields: dict[str, object]) -> bool:
         """Say whether an event that came again warned of the same before."""
         if "event" not in fields:
             return False

@@ -124,7 +124,7 @@ def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
 
 
-def environment() -> dict[str, str | None]:
+def load_environment() -> dict[str, str | None]:
     """Return what is set in the environment over the `.env` file beside app.py."""
     try:
         file = dotenv_values(ENV_FILE)

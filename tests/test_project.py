@@ -80,7 +80,7 @@ def test_the_lock_has_a_hash_for_each_package_and_names_no_host() -> None:
     assert "://" not in text
 
 
-RAISED = {"InvalidSubscription"}
+RAISED = {"InvalidStripeObject"}
 SAYS = RAISED | {
     "BadRequest", "PeriodClosed", "ReportFailed", "ReportRefused",
     "QueryFailed", "UnprocessableEntity", "fail", "warn", "warning",

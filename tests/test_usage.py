@@ -72,7 +72,7 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
     ],
 )
 def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
-    found = usage.validated_total(json.loads(text, parse_float=Decimal, parse_int=Decimal))
+    found = usage.normalized_total(json.loads(text, parse_float=Decimal, parse_int=Decimal))
     assert found == Decimal(total)
     assert found.is_signed() == (found < 0)
 
@@ -95,9 +95,9 @@ def test_a_total_is_exact_but_for_float_noise(text: str, total: str) -> None:
 def test_a_total_that_is_no_quantity_is_refused(text: str, reason: str) -> None:
     value = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     with pytest.raises(usage.QueryFailed, match=reason):
-        usage.validated_total(value)
+        usage.normalized_total(value)
     with pytest.raises(usage.QueryFailed, match="no finite number"):
-        usage.validated_total(Decimal("NaN"))
+        usage.normalized_total(Decimal("NaN"))
 
 
 @pytest.mark.parametrize(

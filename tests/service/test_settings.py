@@ -117,7 +117,7 @@ def test_an_empty_variable_does_not_hide_the_env_file(monkeypatch: pytest.Monkey
     monkeypatch.setattr(settings, "dotenv_values", lambda _: {"STRIPE_KEY": KEY, "PORT": "1"})
     monkeypatch.setenv("STRIPE_KEY", "")
     monkeypatch.setenv("PORT", "2")
-    found = settings.environment()
+    found = settings.load_environment()
     assert (found["STRIPE_KEY"], found["PORT"]) == (KEY, "2")
 
 
@@ -132,7 +132,7 @@ def test_an_env_file_of_another_user_is_no_traceback(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(settings, "dotenv_values", refuse)
     with pytest.raises(settings.StartupExit, match="cannot be read by this user"):
-        settings.environment()
+        settings.load_environment()
 
 
 # At 3, gunicorn does not try again; `flask report` has a 3 of its own.

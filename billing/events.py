@@ -168,6 +168,7 @@ def fetch_current_unless_fresh(
     ends = changes.running_ends(known.fields, known.entries)
     ends_soon = any(0 <= end - known.as_of <= SOON_SECONDS for end in ends)
     is_settled = not changes.previous_entries(previous) and not ends_soon
+    is_settled &= known.id not in services.noted
     has_periods = changes.item_periods_known(previous, known.entries)
     if is_fresh and is_settled and has_periods and known.fields.get("test_clock") is None:
         return known

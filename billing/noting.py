@@ -4,6 +4,7 @@ An item whose change could not be noted is not reported: its total would count w
 has billed.
 """
 
+import time
 from dataclasses import replace
 
 from billing import changes, notes, stripe_api
@@ -15,6 +16,9 @@ from billing.reports import Outcome, Services
 from billing.stripe_api import Json, ReportFailed
 from billing.subscriptions import Subscription
 from usage import WINDOW_SECONDS
+
+# Longer than an event is taken as fresh.
+NOTED_SECONDS = 60
 
 
 def note_changes(
@@ -39,7 +43,17 @@ def note_changes(
             value = notes.metadata_text(noted, COUNTED_FROM)
             write_note("subscription_item", str(entry["id"]), COUNTED_FROM, value, services)
             entries.append(noted)
+            remember(current.id, services)
     return replace(current, entries=entries)
+
+
+def remember(subscription_id: str, services: Services) -> None:
+    """Remember that events of a subscription that are just as old do not have its last note."""
+    now = int(time.time())
+    for other, at in list(services.noted.items()):
+        if at < now - NOTED_SECONDS:
+            services.noted.pop(other, None)
+    services.noted[subscription_id] = now
 
 
 def note_removals(update: Update, current: Subscription, services: Services) -> None:

@@ -26,7 +26,8 @@ log = logging.getLogger("app")
 class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
 
-    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage.
+    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage. `noted` has
+    the subscriptions of which this process noted a change of late, and when (UTC seconds).
     """
 
     openmeter: openmeter.Client
@@ -35,6 +36,7 @@ class Services:
     pool: Executor
     is_live: bool
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
+    noted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

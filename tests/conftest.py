@@ -1,11 +1,13 @@
 """Both stand-ins on loopback, the service in front of them, and signed events."""
 
 import json
+import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -85,10 +87,12 @@ def serve(application: Flask) -> BaseWSGIServer:
 
 
 def free_port() -> str:
-    """Return a port that nobody listens on."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return str(unused.getsockname()[1])
+    """Return a port that nobody listens on, of those that the system gives to nobody unasked."""
+    for port in random.sample(range(15_000, 30_000), 100):
+        with socket.socket() as unused, suppress(OSError):
+            unused.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no port is free")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
 # make fuzz    a million hostile requests (half an hour)
-# make check-long  20,000 random histories of billing (one to two hours)
+# make check-long  20,000 random histories of billing (about forty minutes)
 # make bench   the measurements in bench/README.md (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
 

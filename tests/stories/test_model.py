@@ -988,8 +988,8 @@ class History(RuleBasedStateMachine):
             rounds += 1
             assert rounds < 50, (self.failed, "an event is never taken")
         for subscription in self.account.all("subscription"):
-            if subscription["ended_at"]:
-                self.oracle.exact[subscription["id"]].add(subscription["ended_at"])
+            ends = {subscription["ended_at"], subscription["cancel_at"]} - {None}
+            self.oracle.exact[subscription["id"]] |= ends
         self.oracle.check()
         for which in (0, 1):
             if self.state(which)["status"] in ("active", "trialing", "past_due"):

@@ -66,8 +66,8 @@ class EndedPeriod:
         """
         if self.after is None or price_id(self.before) == price_id(self.after):
             return False
-        renewed_unchanged = self.by == "change" and self.carries_usage_over
-        return not renewed_unchanged and any(map(has_metered_price, (self.before, self.after)))
+        carried_over = self.by == "change" and self.carries_usage_over
+        return not carried_over and any(map(has_metered_price, (self.before, self.after)))
 
 
 def price_id(item: Json) -> object:

@@ -105,6 +105,45 @@ EXPECTED = (
     "meter subscription_update",
     "record subscription_cycle",
     "record subscription_update",
+    "customer.subscription.deleted 200",
+    "customer.subscription.updated 500",
+    "invoice.created 500",
+    "again",
+    "addition",
+    "anchor moved by itself",
+    "billed after trial",
+    "billed from addition",
+    "billed from change",
+    "billed from swap",
+    "billed from switch",
+    "billed until change",
+    "billed until switch",
+    "cancel_at",
+    "cancellation",
+    "change",
+    "comeback",
+    "incomplete",
+    "interval",
+    "mixed intervals billed",
+    "past_due",
+    "removal",
+    "reset",
+    "resumption",
+    "swap",
+    "switch of price",
+    "switch of remove",
+    "told cancellation",
+    "told change",
+    "told removal",
+    "trial",
+    "trial end",
+)
+# Those that happen less often.
+RARE = (
+    "billed until swap",
+    "paused",
+    "switch of item",
+    "told swap",
 )
 
 
@@ -995,4 +1034,6 @@ def test_each_metered_unit_is_billed_once_or_missed_aloud(part: int) -> None:
                 phases=PHASES,
             ),
         )
-    assert all(SEEN[event] for event in EXPECTED if HISTORIES >= 400), SEEN
+    if HISTORIES >= 400:
+        missing = [event for event in EXPECTED if SEEN[event] < HISTORIES / PARTS / 20]
+        assert not missing + [event for event in RARE if not SEEN[event]]

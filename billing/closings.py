@@ -29,10 +29,11 @@ ITEM_PATH = "previous_attributes.items"
 class Update:
     """A subscription after an update, what that changed, as it was before, and the periods ended.
 
-    Without a change it is the subscription as it is.
+    `as_of` is the UTC second at which all this was known.
     """
 
     subscription: Subscription
+    as_of: int
     previous: Json = field(default_factory=dict)
     ended: list[EndedPeriod] = field(default_factory=list)
 
@@ -50,6 +51,11 @@ class Update:
     def boundaries_before(self) -> frozenset[int]:
         """Return where boundaries were that are not rounded, and that it no longer shows."""
         return changes.boundaries_before(self.previous, self.subscription.fields)
+
+
+def as_it_is(current: Subscription) -> Update:
+    """Return a subscription without a change."""
+    return Update(current, current.as_of)
 
 
 def read_ended_item(update: Update, period: EndedPeriod, services: Services) -> MeteredItem | None:
@@ -92,7 +98,7 @@ def changed_reports(update: Update, services: Services, outcome: Outcome) -> lis
         mode = update.subscription.billing_mode
         check = partial(losses.warn_of_change, after=period.after, mode=mode)
         writes = item.billing_meter is not None
-        reports.append(PendingReport(item, item.end, writes=writes, check=check))
+        reports.append(PendingReport(item, update.as_of, writes=writes, check=check))
     return reports
 
 
@@ -111,7 +117,7 @@ def closing_reports(update: Update, services: Services, outcome: Outcome) -> lis
         for period in closed:
             item = read_chargeable_item(update, period, services)
             if item and (item.id, item.end) not in billed:
-                reports.append(report_without_invoice_line(item, period.by))
+                reports.append(report_without_invoice_line(item, period.by, update.as_of))
     return reports
 
 
@@ -137,11 +143,11 @@ def late_change_corrections(
     if not late:
         return []
     invoice = fetch_latest_invoice(current, services)
-    reports = invoice_reports(invoice, Update(current), services, outcome) if invoice else []
+    reports = invoice_reports(invoice, as_it_is(current), services, outcome) if invoice else []
     return [report for report in reports if report.item.id in late]
 
 
-def report_without_invoice_line(item: MeteredItem, by: str) -> PendingReport:
+def report_without_invoice_line(item: MeteredItem, by: str, as_of: int) -> PendingReport:
     """Return what to do about a closed period for which the latest invoice has no line.
 
     Another draft of a renewal may have it, as in classic billing mode after a schedule's switch.
@@ -149,7 +155,7 @@ def report_without_invoice_line(item: MeteredItem, by: str) -> PendingReport:
     by_meter = item.billing_meter is not None
     expected = by_meter and by == "renewal"
     check = None if expected else partial(losses.warn_of_no_invoice, by=by)
-    return PendingReport(item, item.end, writes=by_meter and by != "end", check=check)
+    return PendingReport(item, as_of, writes=by_meter and by != "end", check=check)
 
 
 def ended_reports_from_latest_invoice(
@@ -202,7 +208,11 @@ def invoice_reports(
         outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
     kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
     by_reset = is_of_reset(invoice)
-    return [invoice_report(period, by_reset) for period in found.periods if period.item in kept]
+    return [
+        invoice_report(period, update.as_of, by_reset)
+        for period in found.periods
+        if period.item in kept
+    ]
 
 
 def known_items(update: Update) -> ItemsAtPeriodEnd:
@@ -216,7 +226,7 @@ def known_items(update: Update) -> ItemsAtPeriodEnd:
     )
 
 
-def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
+def invoice_report(period: InvoicedPeriod, as_of: int, by_reset: bool) -> PendingReport:
     """Return what to do about a period that an invoice bills.
 
     A final one can only be compared. That a reset's has no draft hour is observed, not documented.
@@ -225,7 +235,7 @@ def invoice_report(period: InvoicedPeriod, by_reset: bool) -> PendingReport:
     check = partial(losses.warn_of_invoice_difference, invoiced=period, by_reset=by_reset)
     return PendingReport(
         item,
-        item.end,
+        as_of,
         writes=(period.is_draft or by_reset) and item.billing_meter is not None,
         check=check if period.is_fixed else None,
     )

@@ -1,6 +1,6 @@
 """What each Stripe event is reported for: which items, and which of their periods."""
 
-import time
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -8,9 +8,11 @@ from typing import Any
 
 from billing import changes, losses
 from billing.changes import EndedPeriod
+from billing.clock import FRESH_SECONDS
 from billing.closings import (
     ITEM_PATH,
     Update,
+    as_it_is,
     changed_reports,
     closing_reports,
     invoice_reports,
@@ -22,10 +24,11 @@ from billing.invoices import (
     is_subscription_draft,
     require_lines,
 )
-from billing.items import InvalidStripeObject, MeteredItem, read_item, require_id
-from billing.noting import note_changes, note_removals, with_current_notes
+from billing.items import SCOPE, InvalidStripeObject, MeteredItem, read_item, require_id
+from billing.noting import note_changes, note_removals, was_noted, with_current_notes
+from billing.refusals import report_refused_events
 from billing.reports import Outcome, PendingReport, Services, report_until_deadline
-from billing.stripe_api import Json
+from billing.stripe_api import Json, StripeConnection
 from billing.subscriptions import (
     Subscription,
     fail_items_that_overwrite,
@@ -37,9 +40,54 @@ from billing.subscriptions import (
     warn_of_double_billing,
 )
 
-FRESH_SECONDS = 5
+MODES = {True: "live", False: "test"}
 # A period that ends within it may not see another report, which would mend a total.
 SOON_SECONDS = 600
+
+
+log = logging.getLogger("app")
+
+
+def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None:
+    """Report what an event is about, on the account that it names.
+
+    None for a type that is none of EVENTS, and for an event of the mode that the key is not of.
+    Raises InvalidStripeObject before anything is written.
+    """
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise InvalidStripeObject("type is missing")
+    if kind not in EVENTS:
+        return None
+    live = event.get("livemode")
+    if isinstance(live, bool) and live != services.is_live:
+        ours = MODES[services.is_live]
+        reason = f"is of {MODES[live]} mode, STRIPE_KEY of {ours} mode"
+        cure = f"take this endpoint away in {MODES[live]} mode, or run a service with its key"
+        fields = {"warning": "mode", "outcome": "warned"}
+        log.warning("the event %s, and was ignored: %s", reason, cure, extra=fields)
+        return None
+    return EVENTS[kind](event, replace(services, stripe=account_of_event(event, services.stripe)))
+
+
+def account_of_event(event: Mapping[str, Any], own: StripeConnection) -> StripeConnection:
+    """Return the connection to the account that an event came from. Raises InvalidStripeObject.
+
+    A Connect endpoint's events name an account, an organization's a context
+    (docs.stripe.com/connect/webhooks, docs.stripe.com/get-started/account/orgs/webhooks).
+    """
+    for field, option in (("account", "stripe_account"), ("context", "stripe_context")):
+        if event.get(field) is not None:
+            return own.for_scope(**{option: require_scope(event, field)})
+    return own
+
+
+def require_scope(event: Mapping[str, Any], field: str) -> str:
+    """Return the account or context of an event. Raises InvalidStripeObject."""
+    value = event[field]
+    if not isinstance(value, str) or not SCOPE.fullmatch(value):
+        raise InvalidStripeObject(f"{field} is no account's id")
+    return value
 
 
 def event_object(event: Mapping[str, Any]) -> Json:
@@ -66,10 +114,10 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     known = fetch_event_subscription(event, services, outcome)
     read_metered_items(known, services, outcome)
     reports: list[PendingReport] = []
-    with outcome.record_errors(known.id):
+    with outcome.record_errors(known.id, refusal_is_final=is_on_test_clock(known)):
         current = fetch_current_unless_fresh(event, known, services)
         update = with_current_notes(known, previous_attributes(event), current)
-        update = replace(update, ended=periods_ended_by_update(update, current.as_of))
+        update = replace(update, ended=periods_ended_by_update(update))
         reports += changed_reports(update, services, outcome)
         reports += closing_reports(update, services, outcome)
         note_removals(update, current, services)
@@ -93,8 +141,9 @@ def report_deleted(event: Mapping[str, Any], services: Services) -> Outcome:
         for item in read_metered_items(replace(known, entries=[entry]), services, outcome)
     ]
     reports: list[PendingReport] = []
-    with outcome.record_errors(known.id):
-        reports += closing_reports(Update(known, ended=ended), services, outcome)
+    with outcome.record_errors(known.id, refusal_is_final=is_on_test_clock(known)):
+        as_of = fetch_current(known.id, services).as_of
+        reports += closing_reports(Update(known, as_of, ended=ended), services, outcome)
         skip_unwritten(reports, known, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -124,7 +173,7 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
         current = fetch_current(subscription_id, services)
-        reports += invoice_reports(invoice, Update(current), services, outcome)
+        reports += invoice_reports(invoice, as_it_is(current), services, outcome)
         skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
@@ -139,13 +188,18 @@ def skip_unwritten(
     outcome.skipped.extend(item for item in items if item not in known)
 
 
+def is_on_test_clock(subscription: Subscription) -> bool:
+    """Say whether a subscription has a time of its own, which may be deleted with all it holds."""
+    return subscription.fields.get("test_clock") is not None
+
+
 def fetch_event_subscription(
     event: Mapping[str, Any], services: Services, outcome: Outcome
 ) -> Subscription:
     """Return the subscription that an event carries. Raises InvalidStripeObject."""
     fields, created = event_object(event), event.get("created")
     entries = listed_entries(fields)
-    as_of = created if type(created) is int else int(time.time())
+    as_of = created if type(created) is int else services.stripe.clock.now()
     known = Subscription(fields, entries, as_of)
     with outcome.record_errors(f"{known.id}, items after the first {len(entries)}"):
         return replace(known, entries=fetch_all_entries(fields, services))
@@ -162,27 +216,29 @@ def fetch_current_unless_fresh(
     test clock has its own time. Raises ReportRefused or ReportFailed.
     """
     created, previous = event.get("created"), previous_attributes(event)
-    is_fresh = type(created) is int and int(time.time()) - created <= FRESH_SECONDS
+    clock = services.stripe.clock
+    age = clock.now() - created if type(created) is int else FRESH_SECONDS + 1
+    is_fresh = clock.is_known and -FRESH_SECONDS <= age <= FRESH_SECONDS
     # What is noted of a change can be younger than an event of its second; a total that counts
     # too much stands only until the next report, so there has to be time for one.
     ends = changes.running_ends(known.fields, known.entries)
     ends_soon = any(0 <= end - known.as_of <= SOON_SECONDS for end in ends)
     is_settled = not changes.previous_entries(previous) and not ends_soon
-    is_settled &= known.id not in services.noted
+    is_settled &= not was_noted(known.id, services)
     has_periods = changes.item_periods_known(previous, known.entries)
-    if is_fresh and is_settled and has_periods and known.fields.get("test_clock") is None:
+    if is_fresh and is_settled and has_periods and not is_on_test_clock(known):
         return known
     return fetch_current(known.id, services)
 
 
-def periods_ended_by_update(update: Update, as_of: int) -> list[EndedPeriod]:
+def periods_ended_by_update(update: Update) -> list[EndedPeriod]:
     """Return the periods that an update ended.
 
     The second of the update is that of an item which it added, if any, or else the event's; with
     a test clock, the one at which the clock stands.
     """
     known = update.subscription
-    instant = as_of if known.fields.get("test_clock") else known.as_of
+    instant = update.as_of if is_on_test_clock(known) else known.as_of
     instant = max(changes.added_seconds(update.previous, known.entries), default=instant)
     return changes.ended_periods(update.previous, known.fields, known.entries, instant)
 
@@ -250,4 +306,6 @@ EVENTS: dict[str, Callable[[Mapping[str, Any], Services], Outcome | None]] = {
     "customer.subscription.updated": report_updated,
     "customer.subscription.deleted": report_deleted,
     "invoice.created": report_invoice,
+    "v1.billing.meter.error_report_triggered": report_refused_events,
+    "v1.billing.meter.no_meter_found": report_refused_events,
 }

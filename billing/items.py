@@ -15,6 +15,8 @@ from usage import METER, WINDOW_SECONDS, window_start_at
 
 MINUTE, HOUR = 60, 3_600
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
+# An account, or an organization's path to one (docs.stripe.com/context).
+SCOPE = re.compile(r"[A-Za-z0-9_-]{1,255}(/[A-Za-z0-9_-]{1,255})*")
 STRIPE_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 UTC_TIME = "%Y-%m-%d %H:%M:%S +0000 UTC"
 

@@ -49,11 +49,17 @@ def note_changes(
 
 def remember(subscription_id: str, services: Services) -> None:
     """Remember that events of a subscription that are just as old do not have its last note."""
-    now = int(time.time())
+    now = time.monotonic()
     for other, at in list(services.noted.items()):
-        if at < now - NOTED_SECONDS:
+        if now - at > NOTED_SECONDS:
             services.noted.pop(other, None)
     services.noted[subscription_id] = now
+
+
+def was_noted(subscription_id: str, services: Services) -> bool:
+    """Say whether a fresh event of a subscription may not have its last note."""
+    noted_at = services.noted.get(subscription_id)
+    return noted_at is not None and time.monotonic() - noted_at <= NOTED_SECONDS
 
 
 def note_removals(update: Update, current: Subscription, services: Services) -> None:
@@ -107,7 +113,7 @@ def with_current_notes(known: Subscription, previous: Json, current: Subscriptio
     if before:
         previous = {**previous, "items": {**previous["items"], "data": before}}
     entries = [with_notes(entry, current.entries) for entry in known.entries]
-    return Update(replace(known, entries=entries), previous)
+    return Update(replace(known, entries=entries), current.as_of, previous)
 
 
 def with_notes(entry: Json, current: list[Json]) -> Json:

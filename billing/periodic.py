@@ -24,7 +24,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import usage
 from billing import stripe_api, ways
-from billing.closings import Update, invoice_reports
+from billing.clock import FRESH_SECONDS
+from billing.closings import as_it_is, invoice_reports
 from billing.invoices import invoice_subscription_id, is_subscription_draft
 from billing.items import STRIPE_ID, InvalidStripeObject, MeteredItem, overlap
 from billing.reports import (
@@ -125,7 +126,7 @@ class Run:
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
         for invoice in fetch_draft_invoices(current, self.services):
-            closed += invoice_reports(invoice, Update(current), self.services, outcome)
+            closed += invoice_reports(invoice, as_it_is(current), self.services, outcome)
         return [report for report in closed if report.item.id not in refused] + [
             PendingReport(item, current.as_of) for item in kept
         ]
@@ -264,12 +265,14 @@ def has_recent_usage(meter: str, as_of: int, services: Services) -> bool:
 
 
 def fetch_complete(subscription: Json, as_of: int, services: Services) -> Subscription:
-    """Return a listed subscription with all of its items; one on a test clock is read again.
+    """Return a listed subscription with all of its items.
 
-    Raises ReportRefused or ReportFailed.
+    It is read again if it is on a test clock, or its page was read a while ago: a period can have
+    ended since, by itself or by a reset. Raises ReportRefused or ReportFailed.
     """
-    if subscription.get("test_clock"):
-        return fetch_current(str(subscription["id"]), services)
+    is_old = services.stripe.clock.now() - as_of > FRESH_SECONDS
+    if is_old or subscription.get("test_clock"):
+        return fetch_current(str(subscription["id"]), services, "latest_invoice")
     try:
         return Subscription(subscription, fetch_all_entries(subscription, services), as_of)
     except InvalidStripeObject as error:
@@ -299,10 +302,9 @@ def iter_running_subscriptions(services: Services, **filters: str) -> Iterator[t
     """
 
     def read_page(after: str | None) -> tuple[Page, int]:
-        as_of = int(time.time())
-        return stripe_api.list_subscriptions_with_latest_invoice(
-            services.stripe, after, **filters
-        ), as_of
+        began = time.monotonic()
+        page = stripe_api.list_subscriptions_with_latest_invoice(services.stripe, after, **filters)
+        return page, services.stripe.clock.at(began)
 
     with ThreadPoolExecutor(1) as reader:
         coming: Future[tuple[Page, int]] | None = reader.submit(read_page, None)
@@ -320,15 +322,17 @@ def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Js
     `seen` has those of which the run knows that they are not over. Raises ReportRefused or
     ReportFailed.
     """
-    as_of = int(time.time())
-    for invoice in stripe_api.list_recent_drafts(services.stripe, as_of - DRAFT_SECONDS):
+    since = services.stripe.clock.now() - DRAFT_SECONDS
+    for invoice in stripe_api.list_recent_drafts(services.stripe, since):
         try:
             subscription_id = invoice_subscription_id(invoice)
         except InvalidStripeObject:
             continue  # a draft of no subscription
         if subscription_id not in seen:
             seen.add(subscription_id)
-            yield stripe_api.fetch_subscription(services.stripe, subscription_id), as_of
+            began = time.monotonic()
+            found = stripe_api.fetch_subscription(services.stripe, subscription_id)
+            yield found, services.stripe.clock.at(began)
 
 
 def iter_billable_subscriptions(services: Services) -> Iterator[tuple[Json, int]]:
@@ -348,7 +352,7 @@ def iter_billable_subscriptions_by_id(
     One is over when it has ended and none of its invoices is a draft any more.
     """
     for subscription_id in ids:
-        as_of = int(time.time())
+        began = time.monotonic()
         try:
             found = stripe_api.fetch_subscription(services.stripe, subscription_id)
             is_over = found.get("status") not in RUNNING and not stripe_api.list_draft_invoices(
@@ -360,7 +364,7 @@ def iter_billable_subscriptions_by_id(
         if is_over:
             run.fail(subscription_id, f"is {found.get('status')}: nothing more can be billed")
         else:
-            yield found, as_of
+            yield found, services.stripe.clock.at(began)
 
 
 class WorkPool:

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from decimal import Decimal
+from threading import Lock
 from typing import Any
 
 import openmeter
@@ -15,19 +17,72 @@ import openmeter
 import usage
 from billing import ways
 from billing.items import UTC_TIME, MeteredItem, period_name
-from billing.stripe_api import NotReported, PeriodClosed, ReportFailed, StripeConnection
+from billing.stripe_api import (
+    GoneFromStripe,
+    NotReported,
+    PeriodClosed,
+    ReportFailed,
+    StripeConnection,
+)
 from service.logs import bound_log_fields
 from service.transport import seconds_left
 
+# A total that is older is asked again before it goes out.
+ASK_AGAIN_SECONDS = 3
+# The longest that a report waits for another one of its item: two calls and their repetitions.
+TURN_SECONDS = 60
+# A period's first record is for its second second; Stripe's clock is known to a second.
+FIRST_SECONDS = 2
+# Of how many items a process remembers which report of them went out last.
+MOST_TURNS = 10_000
+
 log = logging.getLogger("app")
+
+
+class Turn:
+    """One report of an item at a time, and the latest second of which one knew the item."""
+
+    def __init__(self) -> None:
+        self.lock, self.latest = Lock(), 0
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Wait until no other report of the item is under way. Raises ReportFailed."""
+        if not self.lock.acquire(timeout=max(0, min(TURN_SECONDS, seconds_left()))):
+            raise ReportFailed("another report of it was under way for too long")
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def is_overtaken(self, report: "PendingReport") -> bool:
+        """Say whether a running period may be another one by now: a later report went out."""
+        return report.as_of < min(self.latest, report.item.end)
+
+
+class Turns:
+    """The turns of the items that this process reported of late."""
+
+    def __init__(self) -> None:
+        self.lock, self.turns = Lock(), OrderedDict[str, Turn]()
+
+    def of(self, item: str) -> Turn:
+        """Return the turn of an item."""
+        with self.lock:
+            turn = self.turns.setdefault(item, Turn())
+            self.turns.move_to_end(item)
+            if len(self.turns) > MOST_TURNS:
+                self.turns.popitem(last=False)
+            return turn
 
 
 @dataclass(frozen=True)
 class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
 
-    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage. `noted` has
-    the subscriptions of which this process noted a change of late, and when (UTC seconds).
+    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage. `turns` keeps
+    reports of one item apart. `noted` has the subscriptions of which this process noted a change
+    of late, and when (monotonic seconds).
     """
 
     openmeter: openmeter.Client
@@ -36,13 +91,15 @@ class Services:
     pool: Executor
     is_live: bool
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
-    noted: dict[str, int] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
+    noted: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PendingReport:
-    """One period of an item to report, and the UTC second of which it is known to be so.
+    """One period of an item to report, and the UTC second at which it was known to be so.
 
+    That is the second of a fresh event, or one before the item was read, on Stripe's clock.
     Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
     would be told it, and the outcome, and warns.
     """
@@ -55,12 +112,13 @@ class PendingReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each item of one delivery; goes out as JSON."""
+    """What became of each item of one delivery; `gone` has those that Stripe does not know."""
 
     reported: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     warnings: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
 
     def warn(self, item: str, reason: str, kind: str, outcome: str = "warned") -> None:
         """Note and log what somebody should look at, though no retry would help."""
@@ -94,6 +152,12 @@ class Outcome:
         else:
             kind = "closed" if isinstance(error, PeriodClosed) else "refused"
             self.warn(item, str(error), kind, "refused")
+            if isinstance(error, GoneFromStripe):
+                self.gone.add(item)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a delivery is answered with."""
+        return {name: getattr(self, name) for name in ("reported", "skipped", "warnings", "failed")}
 
     def __str__(self) -> str:
         counts = [len(self.reported), len(self.skipped), len(self.warnings), len(self.failed)]
@@ -105,6 +169,7 @@ class Outcome:
         self.skipped.extend(other.skipped)
         self.warnings.extend(other.warnings)
         self.failed.extend(other.failed)
+        self.gone.update(other.gone)
 
 
 def measure(services: Services, item: MeteredItem) -> Decimal | None:
@@ -139,6 +204,10 @@ def report_until_deadline(
         else:
             job.cancel()
             outcome.fail(item, "not reported within the time of a delivery")
+    written = {report.item.id for report in reports if report.writes}
+    if written and written <= outcome.gone:
+        names = " and ".join(sorted(written))
+        outcome.fail(names, "nothing of this is in the account of STRIPE_KEY: is it another's?")
 
 
 def report_in_order(reports: list[PendingReport], services: Services) -> Outcome:
@@ -174,38 +243,68 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
     }
 
 
+class LatestTotal:
+    """OpenMeter's total of an item's period, asked again once it is some seconds old."""
+
+    def __init__(self, services: Services, item: MeteredItem) -> None:
+        self.services, self.item = services, item
+        self.asked_at = time.monotonic()
+        self.found = measure(services, item)
+
+    @property
+    def billable(self) -> Decimal:
+        """Return it as it can be billed: no rows are 0, and so is one that fell below it.
+
+        Stripe bills a negative total as 0, too
+        (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+        """
+        return max(self.found or Decimal(0), Decimal(0))
+
+    def current(self) -> Decimal:
+        """Return it once more, asked again if it has waited. Raises ReportFailed."""
+        if time.monotonic() - self.asked_at > ASK_AGAIN_SECONDS:
+            self.asked_at = time.monotonic()
+            again = measure(self.services, self.item)
+            self.found = self.found if again is None else again
+        return self.billable
+
+
 def report_one(report: PendingReport, services: Services, outcome: Outcome) -> None:
-    """Report one period of an item. Raises ReportRefused or ReportFailed."""
-    began, item = time.monotonic(), report.item
-    found = measure(services, item)
-    if found is None and report.writes and not services.trust_no_rows(report):
-        outcome.skipped.append(item.id)
-        return
-    total = billable_total(item, found, outcome)
-    if report.writes:
-        write(report, total, services, outcome, began)
-        if found is None:
-            reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-            outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
-    if report.check:
-        report.check(item, ways.rounded_value(services.stripe, item, total), outcome)
+    """Report one period of an item. Raises ReportRefused or ReportFailed.
 
-
-def billable_total(item: MeteredItem, found: Decimal | None, outcome: Outcome) -> Decimal:
-    """Return a total as it can be billed: no rows are 0, and so is one that fell below it.
-
-    Stripe bills a negative total as 0, too
-    (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+    Of two reports of an item, the later one asks OpenMeter when the first has gone out.
     """
+    began, item, turn = time.monotonic(), report.item, services.turns.of(report.item.id)
+    with turn.wait():
+        if report.writes and turn.is_overtaken(report):
+            log.info("%s: a later report of it went out before", item.id)
+            outcome.skipped.append(item.id)
+            return
+        total = LatestTotal(services, item)
+        if total.found is None and report.writes and not services.trust_no_rows(report):
+            outcome.skipped.append(item.id)
+            return
+        if report.writes:
+            turn.latest = max(turn.latest, report.as_of)
+            write(report, total, services, outcome, began)
+    warn_of_total(report, total, outcome)
+    if report.check:
+        report.check(item, ways.rounded_value(services.stripe, item, total.billable), outcome)
+
+
+def warn_of_total(report: PendingReport, total: LatestTotal, outcome: Outcome) -> None:
+    """Warn of a total that is missing, or below zero."""
+    item, found = report.item, total.found
+    if found is None and report.writes:
+        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
     if found is not None and found < 0:
         reason = f"the total {found:f} in {period_name(item)} is below zero"
         outcome.warn(item.id, f"{reason}, and was taken as 0", "below zero")
-        return Decimal(0)
-    return found or Decimal(0)
 
 
 def write(
-    report: PendingReport, total: Decimal, services: Services, outcome: Outcome, began: float
+    report: PendingReport, total: LatestTotal, services: Services, outcome: Outcome, began: float
 ) -> None:
     """Tell Stripe a total, and log it; `began` is the monotonic second at which this began.
 
@@ -213,11 +312,11 @@ def write(
     """
     item = report.item
     if not item.billing_meter:
-        wait_for_first_second(item)
-    sent = ways.report_total(services.stripe, item, total, report.as_of)
-    fields = report_fields(item, total)
+        wait_for_first_second(item, services)
+    sent = ways.report_total(services.stripe, item, total.current, report.as_of)
+    fields = report_fields(item, total.billable)
     line = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    taken = {"total": f"{total:f}", "milliseconds": milliseconds_since(began)}
+    taken = {"total": f"{total.billable:f}", "milliseconds": milliseconds_since(began)}
     log.info(line, extra={"item": item.id, "outcome": "reported", **taken})
     outcome.reported.append({"item": item.id, "quantity": sent, **fields})
 
@@ -227,8 +326,8 @@ def milliseconds_since(began: float) -> float:
     return round(1_000 * (time.monotonic() - began), 1)
 
 
-def wait_for_first_second(item: MeteredItem) -> None:
+def wait_for_first_second(item: MeteredItem, services: Services) -> None:
     """Sleep until the record's timestamp: Stripe takes none that lies in the future."""
-    seconds = ways.record_timestamp(item) - time.time()
-    if 0 < seconds <= 1:
+    seconds = ways.record_timestamp(item) - services.stripe.clock.now()
+    if 0 < seconds <= FIRST_SECONDS:
         time.sleep(seconds)

@@ -1,18 +1,30 @@
 """Calls to Stripe and pages of its lists, as plain data, and what a refusal means."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
 from typing import Any, NamedTuple
 
 import stripe
-from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
+from billing.clock import StripeClock
 from usage import one_line
 
 MAX_PAGES = 10
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
+
+# Whether a code says that a time is past
+# (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+TIME_CODES = {"timestamp_too_far_in_past": True, "timestamp_in_future": False}
 
 Json = Mapping[str, Any]
 
@@ -33,12 +45,20 @@ class StripeBusy(ReportFailed):
     """Say that Stripe asks to come again soon (409, 429)."""
 
 
+class StripeUnavailable(ReportFailed):
+    """Say that Stripe did not answer, or not usably."""
+
+
 class ReportRefused(NotReported):
     """Say why Stripe does not take an item's report; no later try can succeed."""
 
 
 class PeriodClosed(ReportRefused):
     """Say that an item's period can no longer be written."""
+
+
+class GoneFromStripe(ReportRefused):
+    """Say that the account of the key has no such object."""
 
 
 class Page(NamedTuple):
@@ -54,17 +74,25 @@ def no_pacing() -> None:
 
 @dataclass(frozen=True)
 class StripeConnection:
-    """Stripe's client, how totals are rounded for it, and the Billing Meters read so far.
+    """Stripe's client and time, how totals are rounded for it, and the Billing Meters read of late.
 
-    `pace` is called before each request, to wait for its turn; while Stripe is busy (409, 429), a
-    call is repeated for `busy_seconds`.
+    `scope` names another account than the key's: `stripe_account` or `stripe_context`, with its
+    id. `meters` has each meter with the monotonic second at which it was read. `pace` is called
+    before each request, to wait for its turn; while Stripe is busy (409, 429), a call is repeated
+    for `busy_seconds`.
     """
 
     client: stripe.StripeClient
     rounding: str
-    meters: dict[str, Json] = field(default_factory=dict)
+    clock: StripeClock = field(default_factory=StripeClock)
+    scope: Mapping[str, str] = field(default_factory=dict)
+    meters: dict[tuple[str, ...], tuple[float, Json]] = field(default_factory=dict)
     busy_seconds: float = BUSY_SECONDS
     pace: Callable[[], object] = no_pacing
+
+    def for_scope(self, **scope: str) -> "StripeConnection":
+        """Return the connection to another account (docs.stripe.com/connect/authentication)."""
+        return replace(self, scope=scope)
 
 
 def stripe_state(account: StripeConnection) -> str:
@@ -76,9 +104,13 @@ def stripe_state(account: StripeConnection) -> str:
     return "ok"
 
 
-def fetch_subscription(account: StripeConnection, subscription_id: str) -> Json:
-    """Read a subscription as it is now. Raises ReportRefused or ReportFailed."""
-    return fetch_object(account, "subscription", f"/v1/subscriptions/{subscription_id}")
+def fetch_subscription(account: StripeConnection, subscription_id: str, *expand: str) -> Json:
+    """Read a subscription as it is now, with the objects of some fields.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    path = f"/v1/subscriptions/{subscription_id}"
+    return fetch_object(account, "subscription", path, **{"expand": expand} if expand else {})
 
 
 def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
@@ -95,9 +127,9 @@ def set_metadata(
         raise ReportFailed(f"Stripe's answer is no {kind.replace('_', ' ')}")
 
 
-def fetch_object(account: StripeConnection, kind: str, path: str) -> Json:
+def fetch_object(account: StripeConnection, kind: str, path: str, **query: Any) -> Json:
     """Read an object and see that it is one of its kind. Raises ReportRefused or ReportFailed."""
-    found = call(account, "get", path)
+    found = call(account, "get", path, **query)
     if found.get("object") != kind:
         raise ReportFailed(f"Stripe's answer is no {kind}")
     return found
@@ -192,45 +224,99 @@ def call(account: StripeConnection, method: str, path: str, **options: Any) -> J
 
     While Stripe is busy, call again with growing, jittered waits (docs.stripe.com/rate-limits).
     """
-    patiently = Retrying(
-        retry=retry_if_exception_type(StripeBusy),
+    return patiently(account, is_busy)(call_once, account, method, path, **options)
+
+
+def post_latest(
+    account: StripeConnection, path: str, form: Callable[[], Json], **options: Any
+) -> Json:
+    """Post what `form` returns once the call has its turn, and anew whenever it is repeated.
+
+    It is repeated while Stripe is busy, and once if Stripe does not answer. Raises ReportRefused,
+    or ReportFailed, also of `form`.
+    """
+
+    def post() -> Json:
+        account.pace()
+        return send(account, "post", path, **form(), **options, max_network_retries=0)
+
+    return patiently(account, is_busy_or_first_unavailable)(post)
+
+
+def patiently(account: StripeConnection, is_worth_it: Callable[[RetryCallState], bool]) -> Retrying:
+    """Return what repeats a call as long as it is worth it, while Stripe is busy for some time."""
+    was_busy_for_long = stop_before_delay(account.busy_seconds)
+    return Retrying(
+        retry=is_worth_it,
         wait=wait_random_exponential(multiplier=0.1, max=1),
-        stop=stop_before_delay(account.busy_seconds),
+        stop=lambda state: is_busy(state) and was_busy_for_long(state),
         reraise=True,
     )
-    return patiently(call_once, account, method, path, **options)
+
+
+is_busy = retry_if_exception_type(StripeBusy)
+is_unavailable = retry_if_exception_type(StripeUnavailable)
+
+
+def is_busy_or_first_unavailable(state: RetryCallState) -> bool:
+    """Say whether to repeat a call: while Stripe is busy, and after the first without an answer."""
+    return is_busy(state) or (state.attempt_number == 1 and is_unavailable(state))
 
 
 def call_once(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
     """Call Stripe, in its turn. Raises StripeBusy, ReportRefused or ReportFailed."""
     account.pace()
+    return send(account, method, path, **options)
+
+
+def send(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
+    """Call Stripe now. Raises StripeBusy, StripeUnavailable, ReportRefused or ReportFailed."""
+    sent_at = time.monotonic()
     try:
-        answer = account.client.raw_request(method, path, **options).data
+        response = account.client.raw_request(method, path, **options, **account.scope)
+        account.clock.hear(response.headers, sent_at)
+        answer = response.data
     except stripe.InvalidRequestError as error:
+        account.clock.hear(error.headers, sent_at)
         raise refused_or_failed(error) from error
     except stripe.StripeError as error:
-        # Whatever its Stripe-Should-Retry says: that is about the same request, ours is a new one.
-        is_busy = error.http_status in (CONFLICT, TOO_MANY_REQUESTS)
-        kind = StripeBusy if is_busy else ReportFailed
-        raise kind(error_reason(error), error.request_id) from error
+        account.clock.hear(error.headers, sent_at)
+        raise kind_of_failure(error)(error_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
     return answer if isinstance(answer, Mapping) else {}
 
 
-def refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
-    """Say whether a later try could succeed.
+def kind_of_failure(error: stripe.StripeError) -> type[ReportFailed]:
+    """Return what an error is that is none of the request's own."""
+    if error.http_status in (CONFLICT, TOO_MANY_REQUESTS):
+        # Whatever its Stripe-Should-Retry says: that is about the same request, ours is a new one.
+        return StripeBusy
+    is_silent = isinstance(error, stripe.APIError | stripe.APIConnectionError)
+    return StripeUnavailable if is_silent else ReportFailed
 
-    It could where the timestamp "must not be in the future"
-    (docs.stripe.com/api/usage_records/create?api-version=2025-02-24.acacia).
-    """
+
+def refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
+    """Say whether a later try could succeed."""
     reason = error_reason(error)
-    if error.param == "timestamp" and error.http_status == BAD_REQUEST and "future" not in reason:
+    if is_of_past(error):
         return PeriodClosed(f"the billing period has closed: {reason}", error.request_id)
     if error.code == "resource_missing":
-        return ReportRefused(f"gone from Stripe: {reason}", error.request_id)
+        return GoneFromStripe(f"gone from Stripe: {reason}", error.request_id)
     return ReportFailed(reason, error.request_id)
+
+
+def is_of_past(error: stripe.InvalidRequestError) -> bool:
+    """Say whether Stripe refuses a time as past: one in the future is taken later.
+
+    Usage records have no code for it, and say that it "must not be in the future"
+    (docs.stripe.com/api/usage_records/create?api-version=2025-02-24.acacia).
+    """
+    if error.code in TIME_CODES:
+        return TIME_CODES[error.code]
+    is_of_time = error.param == "timestamp" and error.http_status == BAD_REQUEST
+    return is_of_time and "future" not in error_reason(error)
 
 
 def error_reason(error: stripe.StripeError) -> str:

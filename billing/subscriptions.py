@@ -52,17 +52,19 @@ class Subscription:
         return str(mode.get("type", "")) if isinstance(mode, dict) else ""
 
 
-def fetch_current(subscription_id: str, services: Services) -> Subscription:
+def fetch_current(subscription_id: str, services: Services, *expand: str) -> Subscription:
     """Read a subscription with all of its items, and the second (UTC) since which it is so.
 
-    Raises ReportRefused, or ReportFailed also where what Stripe answers cannot be read.
+    Some of its fields can be had as objects. Raises ReportRefused, or ReportFailed also where
+    what Stripe answers cannot be read.
     """
-    now = int(time.time())
-    fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
+    began = time.monotonic()
+    fields = stripe_api.fetch_subscription(services.stripe, subscription_id, *expand)
+    now = services.stripe.clock.at(began)
     if fields.get("test_clock") is not None:
         # What is read after the clock is so at its second, or at a later one.
         now = fetch_subscription_clock_time(fields, services)
-        fields = stripe_api.fetch_subscription(services.stripe, subscription_id)
+        fields = stripe_api.fetch_subscription(services.stripe, subscription_id, *expand)
     try:
         return Subscription(fields, fetch_all_entries(fields, services), now)
     except InvalidStripeObject as error:

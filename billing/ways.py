@@ -4,27 +4,42 @@ The price decides. A way to report takes an item and its total, and returns what
 one, write its function and name it in `report_total`.
 """
 
+import time
+from collections.abc import Callable
 from decimal import ROUND_DOWN, Decimal
+from typing import Any
 
+from billing.clock import report_second
 from billing.items import MeteredItem
-from billing.stripe_api import Json, ReportFailed, ReportRefused, StripeConnection, call, list_page
+from billing.stripe_api import (
+    Json,
+    ReportFailed,
+    ReportRefused,
+    StripeConnection,
+    call,
+    list_page,
+    post_latest,
+)
 from usage import one_line, whole_quantity
 
 # The last API version that has usage records
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
 MINUTE = 60
+# How long a Billing Meter is taken as it was read: it can be deactivated.
+METER_SECONDS = 300
 # A meter event's value has at most 15 digits (docs.stripe.com/api/billing/meter-event).
 MAX_DIGITS = 15
 
 
 def report_total(
-    account: StripeConnection, item: MeteredItem, total: Decimal, as_of: int
+    account: StripeConnection, item: MeteredItem, total: Callable[[], Decimal], as_of: int
 ) -> int | str:
     """Tell Stripe an item's total for its period, and return the value that was sent.
 
-    `as_of` is the UTC second at which the period was known to be as the item says. Reports may
-    repeat: each replaces the one before. Raises ReportRefused or ReportFailed.
+    `total` is asked just before it goes out, and again before it is sent again. `as_of` is the
+    UTC second at which the period was known to be as the item says. Reports may repeat: each
+    replaces the one before. Raises ReportRefused or ReportFailed.
     """
     if item.billing_meter is None:
         return set_usage_record(account, item, total)
@@ -40,29 +55,29 @@ def record_timestamp(item: MeteredItem) -> int:
     return item.counted_from + 1
 
 
-def set_usage_record(account: StripeConnection, item: MeteredItem, total: Decimal) -> int:
+def set_usage_record(
+    account: StripeConnection, item: MeteredItem, total: Callable[[], Decimal]
+) -> int:
     """Set the one usage record of the item's period, and return its integer quantity.
 
     Raises ReportRefused if the period has closed or the item is gone, else ReportFailed
     (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage).
     """
-    units = whole_quantity(total, account.rounding)
-    record = call(
-        account,
-        "post",
-        f"/v1/subscription_items/{item.id}/usage_records",
-        quantity=units,
-        timestamp=record_timestamp(item),
-        action="set",
-        stripe_version=USAGE_RECORD_VERSION,
-    )
+    form: dict[str, Any] = {"timestamp": record_timestamp(item), "action": "set"}
+
+    def latest_form() -> Json:
+        form["quantity"] = whole_quantity(total(), account.rounding)
+        return form
+
+    path = f"/v1/subscription_items/{item.id}/usage_records"
+    record = post_latest(account, path, latest_form, stripe_version=USAGE_RECORD_VERSION)
     if record.get("object") != "usage_record":
         raise ReportFailed("Stripe's answer is no usage record")
-    return units
+    return int(form["quantity"])
 
 
 def send_meter_event(
-    account: StripeConnection, item: MeteredItem, total: Decimal, as_of: int
+    account: StripeConnection, item: MeteredItem, total: Callable[[], Decimal], as_of: int
 ) -> str:
     """Send the total as an event of the item's Billing Meter, and return its value.
 
@@ -72,21 +87,22 @@ def send_meter_event(
     if item.end - item.counted_from <= 1:
         raise ReportRefused("the billing period is too short to hold a meter event")
     meter = fetch_usable_billing_meter(account, str(item.billing_meter))
-    value = meter_value(total)
-    event = call(
-        account,
-        "post",
-        "/v1/billing/meter_events",
-        event_name=meter["event_name"],
-        timestamp=event_timestamp(item, as_of),
-        payload={
-            meter["customer_mapping"]["event_payload_key"]: item.customer,
-            meter["value_settings"]["event_payload_key"]: value,
-        },
-    )
+    payload = {meter["customer_mapping"]["event_payload_key"]: item.customer}
+    value_key = meter["value_settings"]["event_payload_key"]
+    form = {
+        "event_name": meter["event_name"],
+        "timestamp": report_second(item.counted_from, item.end, as_of),
+        "payload": payload,
+    }
+
+    def latest_form() -> Json:
+        payload[value_key] = meter_value(total())
+        return form
+
+    event = post_latest(account, "/v1/billing/meter_events", latest_form)
     if event.get("object") != "billing.meter_event":
         raise ReportFailed("Stripe's answer is no meter event")
-    return value
+    return str(payload[value_key])
 
 
 def rounded_value(account: StripeConnection, item: MeteredItem, total: Decimal) -> Decimal:
@@ -146,19 +162,6 @@ def require_number(entry: Json, name: str) -> Decimal:
     return Decimal(str(value))
 
 
-def event_timestamp(item: MeteredItem, as_of: int) -> int:
-    """Return the UTC second of a period's meter event.
-
-    Whichever way Stripe reads "last", a later report wins: its second is never an earlier one,
-    and that of a closed period comes after all before. Boundaries are left out. Of a period
-    [1000, 2000), a report at 1500 carries 1500, one at 1999 carries 1998, one after the end 1999;
-    of [1000, 1002), each carries 1001.
-    """
-    if as_of >= item.end:
-        return item.end - 1
-    return max(item.counted_from + 1, min(as_of, item.end - 2))
-
-
 def meter_value(total: Decimal) -> str:
     """Return a total as Stripe takes it: a plain decimal of at most 15 digits, cut to fit.
 
@@ -172,18 +175,21 @@ def meter_value(total: Decimal) -> str:
 
 
 def fetch_usable_billing_meter(account: StripeConnection, meter_id: str) -> Json:
-    """Return a Billing Meter, read once: but for its name it cannot change.
+    """Return a Billing Meter as it was read within the last minutes.
 
     Raises ReportFailed if running totals cannot be sent to it.
     """
-    if meter_id not in account.meters:
+    key = (*account.scope.values(), meter_id)
+    read_at, meter = account.meters.get(key, (0.0, None))
+    if meter is None or time.monotonic() - read_at > METER_SECONDS:
+        read_at = time.monotonic()
         try:
             meter = call(account, "get", f"/v1/billing/meters/{meter_id}")
         except ReportRefused as error:
             raise ReportFailed(str(error), error.request_id) from error
         require_usable_meter(meter, meter_id)
-        account.meters[meter_id] = meter
-    return account.meters[meter_id]
+        account.meters[key] = (read_at, meter)
+    return meter
 
 
 def require_usable_meter(meter: Json, meter_id: str) -> None:
@@ -199,11 +205,22 @@ def require_usable_meter(meter: Json, meter_id: str) -> None:
         raise ReportFailed("Stripe's answer is no Billing Meter") from error
     if not all(isinstance(name, str) and name for name in names):
         raise ReportFailed("Stripe's answer is no Billing Meter")
+    reason = unusable_reason(meter, formula)
+    if reason:
+        cure = "make one with the formula 'last' and a price for it"
+        raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")
+
+
+def unusable_reason(meter: Json, formula: object) -> str:
+    """Say why a Billing Meter would not bill the last running total; empty if it would."""
     if formula != "last":
-        reason = f"has the formula {one_line(formula)!r}, which would add up totals sent twice"
-    elif meter.get("status") != "active":
-        reason = "is deactivated"
-    else:
-        return
-    cure = "make one with the formula 'last' and a price for it"
-    raise ReportFailed(f"Billing Meter {meter_id} {reason}: {cure}")
+        return f"has the formula {one_line(formula)!r}, which would add up totals sent twice"
+    if meter.get("status") != "active":
+        return "is deactivated"
+    if meter.get("event_time_window"):
+        # Only the event that came last in each hour or day counts: the next period's first one
+        # would take the place of this one's last.
+        return "has an event_time_window, in which one period's total replaces another's"
+    if meter.get("dimension_payload_keys"):
+        return "has dimensions, which running totals do not tell"
+    return ""

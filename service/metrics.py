@@ -37,13 +37,30 @@ LABELS = {
         "below zero",
         "billed twice",
         "empty meter",
+        "mode",
+        "clock",
     ),
 }  # fmt: skip
+# Why Stripe refuses a meter event later
+# (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
+METER_ERROR_CODES = (
+    "archived_meter",
+    "meter_event_customer_not_found",
+    "meter_event_dimension_count_too_high",
+    "meter_event_invalid_value",
+    "meter_event_no_customer_defined",
+    "meter_event_value_not_found",
+    "meter_event_value_too_many_digits",
+    "no_meter",
+    "timestamp_in_future",
+    "timestamp_too_far_in_past",
+)
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40)
 
 DELIVERIES = Counter(f"{PREFIX}_deliveries", "Deliveries answered", ["type", "outcome"])
 DELIVERY_SECONDS = Histogram(f"{PREFIX}_delivery_seconds", "Time until an answer", buckets=SECONDS)
 REPORTS = Counter(f"{PREFIX}_reports", "Reports of an item's period", ["way", "outcome"])
+METER_ERRORS = Counter(f"{PREFIX}_meter_errors", "Meter events that Stripe refused later", ["code"])
 WARNINGS = Counter(f"{PREFIX}_warnings", "What somebody should look at", ["warning"])
 CALL_SECONDS = Histogram(
     f"{PREFIX}_call_seconds", "Time of a call to a service", ["service"], buckets=SECONDS
@@ -73,6 +90,9 @@ class CountLines(logging.Handler):
             self.count_delivery(fields)
         if "warning" in fields and not self.repeats_warning(fields):
             WARNINGS.labels(fields["warning"]).inc()
+        if "meter_error" in fields:
+            code = fields["meter_error"]
+            METER_ERRORS.labels(code if code in METER_ERROR_CODES else OTHER).inc(fields["count"])
         if "way" in fields and fields["outcome"] != "warned":
             REPORTS.labels(fields["way"], fields["outcome"]).inc()
 
@@ -110,6 +130,8 @@ def begin_at_zero(types: Collection[str]) -> None:
         REPORTS.labels(way, outcome)
     for warning in LABELS["warnings"]:
         WARNINGS.labels(warning)
+    for code in (*METER_ERROR_CODES, OTHER):
+        METER_ERRORS.labels(code)
 
 
 def count_lines(logger: logging.Logger, types: Collection[str]) -> None:

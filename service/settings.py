@@ -36,12 +36,9 @@ def secret(value: str) -> str:
     return value
 
 
-def one_or_two_secrets(value: str) -> tuple[str, ...]:
-    """Accept a secret, or two separated by a comma while one replaces the other."""
-    given = tuple(part.strip(" ") for part in value.split(","))
-    if len(given) > 2:  # noqa: PLR2004 - as the name says
-        raise ValueError("must be one secret, or two separated by a comma")
-    return tuple(secret(part) for part in given)
+def secrets(value: str) -> tuple[str, ...]:
+    """Accept a secret, or some separated by commas: each destination of events has its own."""
+    return tuple(secret(part.strip(" ")) for part in value.split(","))
 
 
 def base_url(value: str) -> str:
@@ -83,7 +80,7 @@ def tcp_port(value: str) -> int:
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_KEY": (None, secret),
-    "STRIPE_WEBHOOK_SECRET": (None, one_or_two_secrets),
+    "STRIPE_WEBHOOK_SECRET": (None, secrets),
     "STRIPE_API_BASE": ("https://api.stripe.com", base_url),
     "OPENMETER_URL": ("http://localhost:8888", base_url),
     "OPENMETER_TOKEN": ("", secret),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlencode
 
@@ -348,7 +349,11 @@ def start(
     """Start the service with some settings changed."""
 
     def started(**changes: object) -> Service:
-        client = app.create_app({**config, **changes}).test_client()
+        application = app.create_app({**config, **changes})
+        # As if Stripe had answered before: else an event is not known to be fresh.
+        clock = application.extensions["services"].stripe.clock
+        clock.hear({"Date": formatdate(usegmt=True)}, time.monotonic())
+        client = application.test_client()
         return Service(client, stripe_fake, openmeter_fake)
 
     return started

@@ -267,7 +267,7 @@ def test_a_record_waits_for_the_periods_first_second(
         body := json.dumps(updated(service.stripe.subscription())), SECRET, int(time.time())
     )
     assert service.post(body, signature).status_code == 200
-    sleep.assert_called_once_with(0.25)
+    sleep.assert_called_once_with(1)
 
 
 # What is not genuine
@@ -687,12 +687,25 @@ def test_a_reset_within_a_window_bills_nothing_twice(service: Service, version: 
     assert stripe.usage() == [2, 15]
 
 
-def test_an_item_that_is_gone_is_answered_with_a_warning(service: Service) -> None:
+def test_an_item_that_is_gone_is_answered_with_a_warning(start: Start) -> None:
+    service = start()
+    service.stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 2)
     subscription = service.stripe.subscription()
     subscription["items"]["data"][0]["id"] = "si_gone"
     answer = service.deliver(subscription)
-    assert (answer.status_code, answer.json["reported"]) == (200, [])
-    assert "gone from Stripe" in answer.json["warnings"][0]["warning"]
+    assert (answer.status_code, len(answer.json["reported"])) == (200, 1)
+    assert ["gone from Stripe" in entry["warning"] for entry in answer.json["warnings"]].count(
+        True
+    ) == 1
+
+
+def test_a_delivery_of_which_stripe_knows_no_item_is_anothers(service: Service) -> None:
+    """The key of another account: nothing can be billed, which is no success."""
+    subscription = service.stripe.subscription()
+    subscription["items"]["data"][0]["id"] = "si_gone"
+    answer = service.deliver(subscription)
+    assert answer.status_code == 500
+    assert "in the account of STRIPE_KEY" in answer.json["failed"][0]["error"]
 
 
 def test_a_subscription_that_is_gone_is_answered_with_a_warning(start: Start) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from billing.clock import report_second
 from tests.conftest import ACACIA, DAY, END, ENDIVE, START, Answer, Service
 
 Start = Callable[..., Service]
@@ -88,7 +89,7 @@ def test_a_renewal_is_closed_while_its_invoice_is_a_draft(
     answers = deliver_new(service, 0, kind)
     assert [answer.status_code for answer in answers if "ignored" not in answer.text] == [200]
     sent = meter_events(service)
-    assert sent[0] == (END - 1, "14")
+    assert sent[0] == (report_second(START, END, END + 60), "14")
     if kind == "updated":
         assert sent[1][1] == "1"
         assert sent[1][0] > END
@@ -182,7 +183,7 @@ def test_a_draft_is_held_until_its_period_could_be_reported(
     fake.fault(path=broken, status=503, times=2)
     assert service.post(json.dumps(event)).status_code == 500
     assert service.post(json.dumps(event)).status_code == 200
-    assert meter_events(service)[-1] == (END - 1, "10")
+    assert meter_events(service)[-1] == (report_second(START, END, END + 60), "10")
 
 
 @BOTH
@@ -257,7 +258,7 @@ def test_the_end_of_a_subscription_is_reported_to_the_second(
     ]
     (invoice,) = deliver_new(service, 0, "invoice")[-1:]
     assert [entry["quantity"] for entry in invoice.json["reported"]] == ["10"]
-    assert meter_events(service) == [(END - 1, "10")] * 2
+    assert meter_events(service) == [(report_second(START, END, END + 60), "10")] * 2
     service.stripe.advance(END + 60 + 72 * HOUR)
     assert service.stripe.invoiced() == [("open", [10, 0])]
 
@@ -359,7 +360,7 @@ def test_an_item_that_changed_since_its_invoice_is_closed_on_the_lines_price(
     assert answer.status_code == 200
     assert [(e["item"], e["stripe_price"]) for e in answer.json["reported"]] == [(item, prices[0])]
     # The period went over into the next at a natural renewal: rounded down there.
-    assert meter_events(service) == [(END - 1, "10")]
+    assert meter_events(service) == [(report_second(START, END, END + 60), "10")]
 
 
 def test_a_late_renewal_closes_no_more_than_its_own_period(start: Start) -> None:

@@ -21,6 +21,7 @@ from pytest_mock import MockerFixture
 
 import usage
 from billing import periodic, stripe_api
+from billing.clock import report_second
 from billing.stripe_api import Page, StripeConnection
 from fakes.processes import ROOT, Processes, call
 from tests.billing.test_meters import meter_events
@@ -114,7 +115,7 @@ def test_all_pages_are_reported(many: Many, count: int) -> None:
 
 
 def test_a_run_and_a_webhook_log_and_write_the_same(
-    service: Service, caplog: pytest.LogCaptureFixture
+    service: Service, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     assert service.deliver(service.stripe.subscription()).status_code == 200
@@ -122,7 +123,7 @@ def test_a_run_and_a_webhook_log_and_write_the_same(
     (sent,) = [seen for seen in service.stripe.requests() if seen["method"] == "POST"]
     service.forget()
     caplog.clear()
-    assert counts(report(service)) == [1, 1, 1, 0, 0, 0]
+    assert counts(report(start())) == [1, 1, 1, 0, 0, 0]
     assert [said for said in caplog.messages if "total_usage" in said] == [line]
     assert [seen for seen in service.stripe.requests() if seen["method"] == "POST"] == [sent]
 
@@ -299,12 +300,14 @@ def test_a_draft_is_still_reported_and_a_final_invoice_is_not(start: Start) -> N
     service.stripe.collect_events(ENDIVE)
     service.stripe.advance(END + 60)
     assert counts(report(service)) == [1, 1, 2, 0, 0, 0]
-    assert meter_events(service) == [(END - 1, "7"), (END + 60, "2")]
+    closing = (report_second(START, END, END + 60), "7")
+    assert meter_events(service) == [closing, (END + 60, "2")]
     service.stripe.advance(END + 3 * DAY + HOUR)
     assert service.stripe.invoiced() == [("open", [7])]
     service.forget()
     assert counts(report(service)) == [1, 1, 1, 0, 0, 0]
-    assert meter_events(service) == [(END + 3 * DAY + HOUR, "2")]
+    later = END + 3 * DAY + HOUR
+    assert meter_events(service) == [(report_second(END, later + DAY, later), "2")]
 
 
 def test_a_draft_behind_another_invoice_is_found(start: Start) -> None:
@@ -316,7 +319,7 @@ def test_a_draft_behind_another_invoice_is_found(start: Start) -> None:
     service.stripe.update(billing_cycle_anchor="now")
     service.stripe.advance(END + 120)
     report(service)
-    assert meter_events(service)[0] == (END - 1, "7")
+    assert meter_events(service)[0] == (report_second(START, END, END + 120), "7")
 
 
 @pytest.mark.parametrize("named", [True, False])

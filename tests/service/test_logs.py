@@ -124,7 +124,7 @@ def test_a_delivery_is_about_itself_alone(service: Service, lines: Lines) -> Non
 def test_a_mistake_of_ours_is_one_outcome_and_shows_no_secret(
     service: Service, lines: Lines, mocker: MockerFixture
 ) -> None:
-    mocker.patch("app.EVENTS", {"customer.subscription.updated": fail})
+    mocker.patch("billing.events.EVENTS", {"customer.subscription.updated": fail})
     service.client.application.config["PROPAGATE_EXCEPTIONS"] = False
     answer = service.deliver(service.stripe.subscription())
     assert (answer.status_code, "Traceback" in answer.text) == (500, False)

@@ -48,7 +48,7 @@ from hypothesis.stateful import (
 from stripe import WebhookSignature
 
 import app
-from billing import events
+from billing.clock import FRESH_SECONDS
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_billing import Account, Record
 from fakes.stripe_prices import is_metered
@@ -62,7 +62,7 @@ HISTORIES = int(os.environ.get("MODEL_HISTORIES", "400"))
 PHASES = [Phase.generate] if os.environ.get("MODEL_QUICK") else [Phase.generate, Phase.shrink]
 HOLD = 72 * HOUR
 # An event that is older is read again; younger ones come in order here (docs/billing.md).
-FRESH = events.FRESH_SECONDS
+FRESH = FRESH_SECONDS
 
 # What prices there are: by kind, the Billing Meter behind it and its amount; F is licensed.
 KINDS = {

@@ -1,0 +1,120 @@
+"""Stripe's time, and the second that a report carries. Times are UTC seconds."""
+
+import logging
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from threading import Lock
+from typing import Any, NamedTuple
+
+HOUR = 3_600
+# What was so that long ago is taken to be so now.
+FRESH_SECONDS = 5
+# Beyond it, somebody should set the host's clock; it is said once an hour.
+OFF_SECONDS = 30
+# Answers overtake each other, and their `Date` has whole seconds: so much is no step back.
+JITTER_SECONDS = 2
+# Reports of a period's first minutes, and of those after its end, have a second each; later
+# ones share it with those of the same minute.
+FINE_SECONDS, COARSE_SECONDS = 300, 60
+
+log = logging.getLogger("app")
+
+
+class Heard(NamedTuple):
+    """Stripe's second, and what this host's clocks showed when it was heard."""
+
+    date: int
+    monotonic: float
+    host: float
+
+
+def report_steps(seconds: int) -> int:
+    """Return how many seconds a report moves on while these pass."""
+    fine = min(seconds, FINE_SECONDS)
+    return fine + (seconds - fine) // COARSE_SECONDS
+
+
+# What is kept free before a period's end for the reports after it: 72 h that a draft can be held,
+# and as much again that a team can let it wait; and a day.
+RESERVED_SECONDS = report_steps(7 * 24 * HOUR) + 1
+
+
+def report_second(start: int, end: int, known_at: int) -> int:
+    """Return the UTC second in (start, end) that a report carries which is known at another.
+
+    Whichever way Stripe reads "last" of a Billing Meter, a report that knows more wins: what is
+    known a minute later has a later second, before and after the end. So reports of a running
+    period lag, and leave its last RESERVED_SECONDS to those that come after the end, whenever
+    that is. A period of three hours keeps them all apart for a week, one of an hour for two days;
+    then they share its last second. Boundaries are left out.
+    """
+    running = max(
+        start + 1,
+        start + report_steps(min(known_at, end) - start),
+        min(known_at, end) - RESERVED_SECONDS,
+    )
+    if known_at < end:
+        return max(start + 1, min(running, end - 2))
+    return min(running + report_steps(known_at - end), end - 1)
+
+
+class StripeClock:
+    """What Stripe's clock says: the `Date` of one of its answers, and the seconds since.
+
+    Seconds are named by this host's monotonic clock. Until Stripe has answered, and after this
+    host was asleep, it is the host's own time.
+    """
+
+    def __init__(self) -> None:
+        self.heard: Heard | None = None
+        self.warned_at: float | None = None
+        self.lock = Lock()
+
+    def hear(self, headers: Mapping[str, Any] | None, sent_at: float) -> None:
+        """Take the time from the headers of the answer to a call sent at a monotonic second."""
+        try:
+            date = int(parsedate_to_datetime(str((headers or {})["Date"])).timestamp())
+        except (KeyError, ValueError, OverflowError):
+            return
+        with self.lock:
+            fits = self.at(sent_at) - JITTER_SECONDS <= date <= self.now()
+            if not self.is_known or not fits:
+                self.heard = Heard(date, time.monotonic(), time.time())
+            self.warn_if_host_is_off()
+
+    @property
+    def is_known(self) -> bool:
+        """Say whether Stripe's time is known, and this host's clocks went on together since."""
+        heard = self.heard
+        if heard is None:
+            return False
+        apart = (time.time() - heard.host) - (time.monotonic() - heard.monotonic)
+        return abs(apart) <= JITTER_SECONDS
+
+    def at(self, monotonic: float) -> int:
+        """Return Stripe's second at one of the monotonic clock's."""
+        heard = self.heard
+        if heard is None or not self.is_known:
+            return int(time.time() - (time.monotonic() - monotonic))
+        return int(heard.date + monotonic - heard.monotonic)
+
+    def now(self) -> int:
+        """Return Stripe's second now."""
+        return self.at(time.monotonic())
+
+    def host_is_ahead(self) -> int:
+        """Return by how many seconds this host's clock is ahead of Stripe's; 0 if not known."""
+        return int(time.time()) - self.now()
+
+    def warn_if_host_is_off(self) -> None:
+        """Warn, once an hour, of a host's clock that is off."""
+        ahead, now = self.host_is_ahead(), time.monotonic()
+        was_said = self.warned_at is not None and now - self.warned_at < HOUR
+        if abs(ahead) <= OFF_SECONDS or was_said:
+            return
+        self.warned_at = now
+        side = "ahead of" if ahead > 0 else "behind"
+        reason = f"this host's clock is {abs(ahead)} seconds {side} Stripe's"
+        fields = {"warning": "clock", "outcome": "warned"}
+        log.warning("%s: set it; until then, reports go by Stripe's", reason, extra=fields)

@@ -46,8 +46,8 @@ PARAMETERS = {
     },
     "usage record": {"action", "quantity", "timestamp"},
     "meter": {
-        "customer_mapping", "default_aggregation", "display_name", "event_name",
-        "event_time_window", "value_settings",
+        "customer_mapping", "default_aggregation", "dimension_payload_keys", "display_name",
+        "event_name", "event_time_window", "value_settings",
     },
     "meter event": {"event_name", "identifier", "payload", "timestamp"},
     "test clock": {"frozen_time", "name"},

@@ -10,6 +10,7 @@ from fakes import stripe_render as render
 from fakes.serving import Faults, serve
 from fakes.stripe_billing import is_true
 from fakes.stripe_controls import add_controls
+from fakes.stripe_events import add_events
 from fakes.stripe_http import Api, in_bounds
 from fakes.stripe_store import BASIL, Record, StripeError, integer
 
@@ -34,7 +35,7 @@ def create_app() -> Flask:
     app = Flask("fakes.stripe_api", static_folder=None)
     api, faults = Api(), Faults()
     app.extensions["api"] = api
-    faults.install(app)
+    faults.install(app, api.account.now)
     add_guards(app, api)
     add_catalog(app, api)
     add_subscriptions(app, api)
@@ -43,6 +44,7 @@ def create_app() -> Flask:
     add_usage(app, api)
     add_meters(app, api)
     add_time(app, api)
+    add_events(app, api)
     add_controls(app, api)
     return app
 

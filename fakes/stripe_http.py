@@ -86,25 +86,30 @@ class Api:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.endpoint = Endpoint(self.accepted)
         self.account = Account(self.tell)
+        self.endpoint = Endpoint(self.accepted, self.account.now)
         self.busy: set[tuple[str, ...]] = set()
         self.requests = itertools.count(1)
         self.replies: dict[str, tuple[Record, int, Record]] = {}
 
     def tell(self, kind: str, after: Record, before: Record) -> bool:
-        """Send an event in the shape of the endpoint's version; say whether it goes anywhere."""
-        version = self.endpoint.api_version
-        if kind == "invoice.created":
-            new = old = render.render_invoice(after, self.price, version)
-        else:
-            new = render.render_subscription(after, version)
-            old = render.render_subscription(before, version)
-        self.endpoint.emit(kind, deepcopy(new), render.previous_attributes(old, new))
+        """Send an event in the shape of a version; say whether it goes anywhere."""
+
+        def change(version: str) -> Record:
+            if kind == "invoice.created":
+                new = old = render.render_invoice(after, self.price, version)
+            else:
+                new = render.render_subscription(after, version)
+                old = render.render_subscription(before, version)
+            previous = render.previous_attributes(old, new)
+            return {"object": deepcopy(new), "previous_attributes": previous}
+
+        self.endpoint.emit(kind, change)
         return self.endpoint.takes(kind)
 
     def accepted(self, event: Record) -> None:
-        """Let the hour of a draft begin when its event was taken."""
+        """Note that an event was taken, which lets the hour of a draft begin."""
+        self.endpoint.taken.add(event["id"])
         if event["type"] == "invoice.created":
             with self.lock:
                 invoice = self.account.get("invoice", event["data"]["object"]["id"])

@@ -68,6 +68,8 @@ class Faults:
             "query": request.query_string.decode(),
             "form": request.form.to_dict(),
             "version": request.headers.get("Stripe-Version"),
+            "account": request.headers.get("Stripe-Account"),
+            "context": request.headers.get("Stripe-Context"),
         }
         with self.lock:
             self.requests.append(entry)

@@ -12,7 +12,7 @@ from flask import Response, jsonify, request
 
 from fakes import stripe_render as render
 from fakes.stripe_billing import Account
-from fakes.stripe_store import Record, StripeError, integer, missing
+from fakes.stripe_store import Clock, Record, StripeError, integer, missing
 from fakes.stripe_webhooks import Endpoint
 
 NEWEST_VERSION = "2026-10-28.endive"
@@ -84,10 +84,12 @@ def as_lists(node: Any) -> Any:
 class Api:
     """One account behind HTTP: versions, keys, forms, lists and idempotency."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock, name: str | None) -> None:
+        self.name = name
         self.lock = threading.RLock()
         self.account = Account(self.tell)
-        self.endpoint = Endpoint(self.accepted, self.account.now)
+        self.account.clock = clock  # the time of all accounts is one
+        self.endpoint = Endpoint(self.accepted, self.account.now, name)
         self.busy: set[tuple[str, ...]] = set()
         self.requests = itertools.count(1)
         self.replies: dict[str, tuple[Record, int, Record]] = {}

@@ -28,6 +28,7 @@ SETTINGS = (
     "account_version",
     "enabled_events",
     "livemode",
+    "context",
     "delay_seconds",
     "retry_seconds",
     "hold",
@@ -50,9 +51,15 @@ def time_text(second: int) -> str:
 class Endpoint:
     """The one webhook endpoint of the account, and what was sent to it."""
 
-    def __init__(self, accepted: Callable[[dict[str, Any]], None], now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        accepted: Callable[[dict[str, Any]], None],
+        now: Callable[[], int],
+        account: str | None,
+    ) -> None:
         self.accepted = accepted
         self.now = now
+        self.account = account
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.url: str | None = None
@@ -61,6 +68,7 @@ class Endpoint:
         self.api_version = ""
         self.account_version: str | None = None
         self.livemode = False
+        self.context = False
         self.delay_seconds = 0.0
         self.retry_seconds: list[float] = [1, 2, 4, 8]
         self.enabled_events = list(ENABLED_EVENTS)
@@ -79,7 +87,8 @@ class Endpoint:
 
         The first try comes `delay_seconds` after the event, the others `retry_seconds` apart;
         `hold` keeps events back until they are released. Thin events have a `thin_secret` of
-        their own, and are made only with one. `account_version` is the version in which
+        their own, and are made only with one. Another account's events name it as `account`, or
+        with `context` as an organization's do. `account_version` is the version in which
         `GET /v1/events` shows what happens from now on, if that is not the endpoint's.
         """
         self.api_version = self.api_version or default_version
@@ -108,6 +117,8 @@ class Endpoint:
             "pending_webhooks": 1,
             "type": kind,
         }
+        if self.account is not None:
+            event["context" if self.context else "account"] = self.account
         # Lists show events in the version that the account had then, whatever the endpoint's is
         # (docs.stripe.com/api/events/list).
         shown, version = event, self.account_version
@@ -126,7 +137,7 @@ class Endpoint:
             "type": kind,
             "created": time_text(self.now()),
             "livemode": self.livemode,
-            "context": None,
+            "context": self.account,
             "reason": None,
             "related_object": related,
         }

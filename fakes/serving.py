@@ -7,10 +7,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
+from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 
@@ -22,8 +23,14 @@ class Faults:
         self.planned: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
 
-    def install(self, app: Flask) -> None:
-        """Add `/_fake/faults` and `/_fake/requests` to an app."""
+    def install(self, app: Flask, now: Callable[[], float] = time.time) -> None:
+        """Add `/_fake/faults` and `/_fake/requests` to an app, and date its answers."""
+
+        def date(response: Response) -> Response:
+            response.headers.setdefault("Date", http_date(now()))  # a fault may have its own
+            return response
+
+        app.after_request(date)  # the first one added is the last one called
         app.before_request(self.meet)
         app.after_request(self.spoil)
         app.add_url_rule("/_fake/faults", view_func=self.plan, methods=["POST", "DELETE"])
@@ -61,6 +68,8 @@ class Faults:
             "query": request.query_string.decode(),
             "form": request.form.to_dict(),
             "version": request.headers.get("Stripe-Version"),
+            "account": request.headers.get("Stripe-Account"),
+            "context": request.headers.get("Stripe-Context"),
         }
         with self.lock:
             self.requests.append(entry)
@@ -130,6 +139,10 @@ class QuietHandler(WSGIRequestHandler):
 
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body in one segment
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin an answer without this machine's date: the app knows its own."""
+        self.send_response_only(code, message)
 
     def finish(self) -> None:
         """Close, though the other side may have gone before it got its answer."""

@@ -8,14 +8,16 @@ from flask import Flask, Response, jsonify, request
 
 from fakes import stripe_render as render
 from fakes.serving import Faults, serve
+from fakes.stripe_accounts import Accounts, account_of
 from fakes.stripe_billing import is_true
 from fakes.stripe_controls import add_controls
+from fakes.stripe_events import add_events
 from fakes.stripe_http import Api, in_bounds
-from fakes.stripe_store import BASIL, Record, StripeError, integer
+from fakes.stripe_store import BASIL, Clock, Record, StripeError, integer
 
 __all__ = ["Api", "create_app"]
 
-TEST_KEY = re.compile(r"Bearer (sk|rk)_test_\w+")
+TEST_KEY = re.compile(r"Bearer (sk|rk|sk_org)_test_\w+")
 VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.[a-z]+)?")
 ENDED = ("canceled", "incomplete_expired")
 
@@ -30,11 +32,21 @@ def shown(kind: str) -> Callable[[Record], Record]:
 
 
 def create_app() -> Flask:
-    """Build the stand-in."""
+    """Build the stand-in: the key's own account, and others as calls name them."""
+    clock = Clock()
+    app = account_app(clock)
+    accounts = Accounts(app.wsgi_app, lambda name: account_app(clock, name))
+    app.extensions["accounts"] = accounts
+    app.wsgi_app = accounts  # type: ignore[method-assign]
+    return app
+
+
+def account_app(clock: Clock, name: str | None = None) -> Flask:
+    """Build one account; only the key's own has no name."""
     app = Flask("fakes.stripe_api", static_folder=None)
-    api, faults = Api(), Faults()
+    api, faults = Api(clock, name), Faults()
     app.extensions["api"] = api
-    faults.install(app)
+    faults.install(app, api.account.now)
     add_guards(app, api)
     add_catalog(app, api)
     add_subscriptions(app, api)
@@ -43,6 +55,7 @@ def create_app() -> Flask:
     add_usage(app, api)
     add_meters(app, api)
     add_time(app, api)
+    add_events(app, api)
     add_controls(app, api)
     return app
 
@@ -60,6 +73,7 @@ def add_guards(app: Flask, api: Api) -> None:
             raise StripeError(401, message)
         if not VERSION.fullmatch(api.version):
             raise StripeError(400, f"Invalid Stripe API version: {api.version}")
+        check_account(api, key)
         call_alone(api)
         api.lock.acquire()
         request.environ["fake.locked"] = True
@@ -90,6 +104,18 @@ def add_guards(app: Flask, api: Api) -> None:
     def unknown(_: Exception) -> tuple[Response, int]:
         message = f"Unrecognized request URL ({request.method}: {request.path})."
         return jsonify(error=StripeError(404, message).body), 404
+
+
+def check_account(api: Api, key: str) -> None:
+    """Refuse an account that there is not, and an organization's key without an account."""
+    if key.startswith("Bearer sk_org_"):  # docs.stripe.com/keys/organization-api-keys
+        for header in ("Stripe-Context", "Stripe-Version"):
+            if header not in request.headers:
+                raise StripeError(400, f"Organization API keys need the {header} header.")
+    name = account_of(request.environ)
+    if name != api.name:
+        message = f"The provided key does not have access to account '{name}'."
+        raise StripeError(403, message, code="account_invalid")
 
 
 def call_alone(api: Api) -> None:

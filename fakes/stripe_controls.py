@@ -2,6 +2,7 @@
 
 from flask import Flask, request
 
+from fakes.stripe_events import report_meter_errors
 from fakes.stripe_http import NEWEST_VERSION, Api
 from fakes.stripe_store import Record, missing
 
@@ -57,12 +58,24 @@ def add_controls(app: Flask, api: Api) -> None:
         with api.lock:
             return {"errors": api.account.meters.errors}
 
+    @app.post("/_fake/report_meter_errors")
+    def tell_meter_errors() -> Record:
+        with api.lock:
+            return {"events": report_meter_errors(api)}
+
     @app.post("/_fake/advance")
     def skip_time() -> Record:
+        return set_ahead(api.account.clock.ahead + int(request.get_json()["seconds"]))
+
+    @app.post("/_fake/offset")
+    def set_offset() -> Record:
+        return set_ahead(int(request.get_json()["seconds"]))
+
+    def set_ahead(seconds: int) -> Record:
         with api.lock:
-            api.account.ahead += int(request.get_json()["seconds"])
+            api.account.clock.ahead = seconds
             api.account.catch_up()
-        return {"now": api.account.now()}
+            return {"now": api.account.now()}
 
     @app.post("/_fake/subscriptions/<key>")
     def set_status(key: str) -> Record:

@@ -12,7 +12,7 @@ from flask import Response, jsonify, request
 
 from fakes import stripe_render as render
 from fakes.stripe_billing import Account
-from fakes.stripe_store import Record, StripeError, integer, missing
+from fakes.stripe_store import Clock, Record, StripeError, integer, missing
 from fakes.stripe_webhooks import Endpoint
 
 NEWEST_VERSION = "2026-10-28.endive"
@@ -46,8 +46,8 @@ PARAMETERS = {
     },
     "usage record": {"action", "quantity", "timestamp"},
     "meter": {
-        "customer_mapping", "default_aggregation", "display_name", "event_name",
-        "event_time_window", "value_settings",
+        "customer_mapping", "default_aggregation", "dimension_payload_keys", "display_name",
+        "event_name", "event_time_window", "value_settings",
     },
     "meter event": {"event_name", "identifier", "payload", "timestamp"},
     "test clock": {"frozen_time", "name"},
@@ -84,27 +84,34 @@ def as_lists(node: Any) -> Any:
 class Api:
     """One account behind HTTP: versions, keys, forms, lists and idempotency."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock, name: str | None) -> None:
+        self.name = name
         self.lock = threading.RLock()
-        self.endpoint = Endpoint(self.accepted)
         self.account = Account(self.tell)
+        self.account.clock = clock  # the time of all accounts is one
+        self.endpoint = Endpoint(self.accepted, self.account.now, name)
         self.busy: set[tuple[str, ...]] = set()
         self.requests = itertools.count(1)
         self.replies: dict[str, tuple[Record, int, Record]] = {}
 
     def tell(self, kind: str, after: Record, before: Record) -> bool:
-        """Send an event in the shape of the endpoint's version; say whether it goes anywhere."""
-        version = self.endpoint.api_version
-        if kind == "invoice.created":
-            new = old = render.render_invoice(after, self.price, version)
-        else:
-            new = render.render_subscription(after, version)
-            old = render.render_subscription(before, version)
-        self.endpoint.emit(kind, deepcopy(new), render.previous_attributes(old, new))
+        """Send an event in the shape of a version; say whether it goes anywhere."""
+
+        def change(version: str) -> Record:
+            if kind == "invoice.created":
+                new = old = render.render_invoice(after, self.price, version)
+            else:
+                new = render.render_subscription(after, version)
+                old = render.render_subscription(before, version)
+            previous = render.previous_attributes(old, new)
+            return {"object": deepcopy(new), "previous_attributes": previous}
+
+        self.endpoint.emit(kind, change)
         return self.endpoint.takes(kind)
 
     def accepted(self, event: Record) -> None:
-        """Let the hour of a draft begin when its event was taken."""
+        """Note that an event was taken, which lets the hour of a draft begin."""
+        self.endpoint.taken.add(event["id"])
         if event["type"] == "invoice.created":
             with self.lock:
                 invoice = self.account.get("invoice", event["data"]["object"]["id"])

@@ -5,7 +5,8 @@ from decimal import Decimal
 
 from fakes.stripe_store import BASIL, Record, Store, StripeError, choice, integer, missing
 
-WINDOWS = {"hour": 3_600, "day": 86_400}
+DAY = 86_400
+WINDOWS = {"hour": 3_600, "day": DAY}
 # What Stripe leaves open, with what it may be; the first of each holds unless it is told.
 READINGS = {
     "last_by": ("timestamp", "arrival"),
@@ -15,6 +16,16 @@ READINGS = {
     "changed_recount": ("frozen", "recounted"),
     "switch_reason": ("subscription_cycle", "subscription_update"),
     "trial_line": ("absent", "zero"),
+    "time_codes": ("absent", "given"),
+    "refusal_words": ("plain", "other"),
+}
+# The refusals whose words are not known to us, in two wordings: nobody may go by either.
+WORDS = {
+    "timestamp": {
+        "plain": "The timestamp must be within the past 35 days or up to 5 minutes ahead.",
+        "other": "Events of this moment can no longer or not yet be recorded.",
+    },
+    "value": {"plain": "Invalid value: {}", "other": "This cannot be counted: {}"},
 }
 
 
@@ -32,6 +43,7 @@ class Meters:
         self.events: list[Record] = []
         self.identifiers: set[str] = set()
         self.errors: list[Record] = []
+        self.told = 0
         self.readings: Record = {name: known[0] for name, known in READINGS.items()}
         self.readings["counts_after_seconds"] = 0
 
@@ -57,6 +69,9 @@ class Meters:
             choice(window, "event_time_window", *WINDOWS)
         if self.active(form.get("event_name")):
             raise StripeError(400, "An active meter with this event_name exists.", "event_name")
+        dimensions = form.get("dimension_payload_keys")
+        if not isinstance(dimensions, list | None):
+            raise StripeError(400, "Invalid array", "dimension_payload_keys")
         meter = self.account.add(
             "meter",
             "mtr",
@@ -68,9 +83,13 @@ class Meters:
             event_name=form.get("event_name"),
             event_time_window=window,
             status="active",
+            status_transitions={"deactivated_at": None},
             value_settings=form.get("value_settings", {"event_payload_key": "value"}),
         )
         del meter["metadata"]
+        meter["updated"] = meter["created"]
+        if dimensions is not None:  # a preview: other meters do not have the field at all
+            meter["dimension_payload_keys"] = dimensions
         return meter
 
     def active(self, event_name: object) -> list[Record]:
@@ -82,7 +101,9 @@ class Meters:
         """Deactivate a meter or activate it again, unless another took its events since."""
         if status == "active" and meter not in (self.active(meter["event_name"]) or [meter]):
             raise StripeError(400, "An active meter with this event_name exists.", "event_name")
-        meter["status"] = status
+        now = self.account.now()
+        meter |= {"status": status, "updated": now}
+        meter["status_transitions"] = {"deactivated_at": None if status == "active" else now}
         return meter
 
     def send(self, form: Record) -> Record:
@@ -97,20 +118,47 @@ class Meters:
         who = self.account.objects.get("customer", {}).get(payload.get(key))
         now = self.account.now(who["test_clock"] if who else None)
         at = integer(form.get("timestamp", now), "timestamp")
-        if who and not now - 35 * 86_400 <= at <= now + 300:
-            message = "The timestamp must be within the past 35 days or up to 5 minutes ahead."
-            raise StripeError(400, message, "timestamp")
+        if who:
+            self.check_time(at, now)
         event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
-        if meters and who and meters[0]["status"] == "active":
-            value = decimal_value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
+        identifier = identifier or f"event-{len(self.events) + len(self.errors) + 1}"
+        problem = problem_of(form["event_name"], payload, meters, bool(who))
+        if who and problem is None:
+            value = self.value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
             found = {"meter": meters[0]["id"], "who": who["id"], "value": value}
             self.events.append(event | found | {"arrived": now})
-        else:
-            self.errors.append(event | {"code": error_code(meters)})
-        identifier = identifier or f"event-{len(self.events) + len(self.errors)}"
+        elif problem:
+            meter = meters[0]["id"] if meters else None
+            known = {"identifier": identifier, "meter": meter, "arrived": self.account.now()}
+            self.errors.append(event | problem | known)
         self.identifiers.add(identifier)
         shown = {"object": "billing.meter_event", "created": now, "livemode": False}
         return event | shown | {"identifier": identifier}
+
+    def check_time(self, at: int, now: int) -> None:
+        """Refuse an event of a time too far back or ahead."""
+        if now - 35 * DAY <= at <= now + 300:
+            return
+        code = "timestamp_in_future" if at > now else "timestamp_too_far_in_past"
+        message = WORDS["timestamp"][self.readings["refusal_words"]]
+        given = self.readings["time_codes"] == "given"
+        raise StripeError(400, message, "timestamp", code if given else None)
+
+    def value(self, text: object) -> Decimal:
+        """Return an event's value, a plain decimal of at most 15 digits."""
+        plain = re.fullmatch(r"-?\d+(\.\d+)?", str(text))
+        if not plain or len(re.sub(r"\D", "", str(text))) > 15:
+            message = WORDS["value"][self.readings["refusal_words"]].format(text)
+            raise StripeError(400, message, "payload")
+        return Decimal(str(text))
+
+    def untold(self) -> dict[str | None, list[Record]]:
+        """Return the errors since the last time by their meter; None is that of no meter."""
+        found: dict[str | None, list[Record]] = {}
+        for error in self.errors[self.told :]:
+            found.setdefault(error["meter"], []).append(error)
+        self.told = len(self.errors)
+        return found
 
     def window(self, start: int, end: int) -> tuple[int, int]:
         """Return the seconds from .. to (not included) that count in a period."""
@@ -185,16 +233,19 @@ class Meters:
         }
 
 
-def error_code(meters: list[Record]) -> str:
-    """Return why an event found no meter or customer, in the words of Stripe's thin events."""
+def problem_of(
+    name: str, payload: Record, meters: list[Record], has_customer: bool
+) -> Record | None:
+    """Return why Stripe will not count an event, by the code and message of its thin events."""
     if not meters:
-        return "no_meter"
-    active = meters[0]["status"] == "active"
-    return "meter_event_customer_not_found" if active else "archived_meter"
-
-
-def decimal_value(text: object) -> Decimal:
-    """Return a meter event's value, a plain decimal of at most 15 digits."""
-    if not re.fullmatch(r"-?\d+(\.\d+)?", str(text)) or len(re.sub(r"\D", "", str(text))) > 15:
-        raise StripeError(400, f"Invalid value: {text}", "payload")
-    return Decimal(str(text))
+        return {"code": "no_meter", "message": f"No meter found for event name {name}."}
+    if meters[0]["status"] != "active":
+        return {"code": "archived_meter", "message": f"The meter of {name} is archived."}
+    key = meters[0]["customer_mapping"]["event_payload_key"]
+    if key not in payload:
+        message = f"Customer mapping key {key} not found in payload."
+        return {"code": "meter_event_no_customer_defined", "message": message}
+    if not has_customer:
+        message = f"No customer found with ID {payload[key]}."
+        return {"code": "meter_event_customer_not_found", "message": message}
+    return None

@@ -51,19 +51,25 @@ def merge_metadata(record: Record, form: Mapping[str, Any]) -> None:
     record["metadata"] = {key: value for key, value in merged.items() if value != ""}
 
 
+class Clock:
+    """How far Stripe's time is ahead of this machine's, in seconds, or behind (negative)."""
+
+    ahead = 0
+
+
 class Store:
     """All objects, by kind and id, oldest first. Times are UTC seconds."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Record]] = {}
-        self.ahead = 0
+        self.clock = Clock()
         self.numbers = itertools.count(1)
 
     def now(self, test_clock: str | None = None) -> int:
-        """Return the time of a test clock, or else the real one plus what was skipped."""
+        """Return the time of a test clock, or else Stripe's."""
         if test_clock:
             return int(self.get("test_clock", test_clock)["frozen_time"])
-        return int(time.time()) + self.ahead
+        return int(time.time()) + self.clock.ahead
 
     def add(self, kind: str, prefix: str, **fields: Any) -> Record:
         """Store a new object."""

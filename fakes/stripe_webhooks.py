@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 TIMEOUT_SECONDS = 60
@@ -19,6 +20,20 @@ ENABLED_EVENTS = (
     "customer.subscription.deleted",
     "invoice.created",
 )
+SETTINGS = (
+    "url",
+    "secret",
+    "thin_secret",
+    "api_version",
+    "account_version",
+    "enabled_events",
+    "livemode",
+    "context",
+    "delay_seconds",
+    "retry_seconds",
+    "hold",
+)
+THIN = "v2.core.event"
 
 
 def signature(secret: str, body: bytes, timestamp: int) -> str:
@@ -27,62 +42,120 @@ def signature(secret: str, body: bytes, timestamp: int) -> str:
     return f"t={timestamp},v1={digest.hexdigest()}"
 
 
+def time_text(second: int) -> str:
+    """Return a time as API v2 writes it, in RFC 3339 with milliseconds."""
+    text = datetime.fromtimestamp(second, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
 class Endpoint:
     """The one webhook endpoint of the account, and what was sent to it."""
 
-    def __init__(self, accepted: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        accepted: Callable[[dict[str, Any]], None],
+        now: Callable[[], int],
+        account: str | None,
+    ) -> None:
         self.accepted = accepted
+        self.now = now
+        self.account = account
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.url: str | None = None
         self.secret = ""
+        self.thin_secret: str | None = None
         self.api_version = ""
+        self.account_version: str | None = None
+        self.livemode = False
+        self.context = False
         self.delay_seconds = 0.0
         self.retry_seconds: list[float] = [1, 2, 4, 8]
         self.enabled_events = list(ENABLED_EVENTS)
         self.hold = False
+        # What is sent; what `GET /v1/events` shows; what `GET /v2/core/events/<id>` shows.
         self.events: dict[str, dict[str, Any]] = {}
+        self.snapshots: dict[str, dict[str, Any]] = {}
+        self.thin: dict[str, dict[str, Any]] = {}
+        self.taken: set[str] = set()
         self.held: list[str] = []
         self.deliveries: list[dict[str, Any]] = []
         self.pending = 0
 
     def configure(self, settings: dict[str, Any], default_version: str) -> None:
-        """Set `url`, `secret`, `api_version`, `enabled_events`, and how deliveries go.
+        """Set what is given: where events go, in which version, and how deliveries go.
 
         The first try comes `delay_seconds` after the event, the others `retry_seconds` apart;
-        `hold` keeps events back until they are released.
+        `hold` keeps events back until they are released. Thin events have a `thin_secret` of
+        their own, and are made only with one. Another account's events name it as `account`, or
+        with `context` as an organization's do. `account_version` is the version in which
+        `GET /v1/events` shows what happens from now on, if that is not the endpoint's.
         """
-        self.url = settings.get("url", self.url)
-        self.secret = settings.get("secret", self.secret)
-        self.api_version = settings.get("api_version", self.api_version or default_version)
-        self.delay_seconds = settings.get("delay_seconds", self.delay_seconds)
-        self.retry_seconds = settings.get("retry_seconds", self.retry_seconds)
-        self.enabled_events = settings.get("enabled_events", self.enabled_events)
-        self.hold = settings.get("hold", self.hold)
+        self.api_version = self.api_version or default_version
+        for name in SETTINGS:
+            setattr(self, name, settings.get(name, getattr(self, name)))
 
     def takes(self, kind: str) -> bool:
         """Say whether events of a kind are sent anywhere."""
         return self.url is not None and kind in self.enabled_events
 
-    def emit(self, kind: str, subject: dict[str, Any], previous: dict[str, Any]) -> None:
-        """Make an event of an object's change and deliver it, or hold it."""
+    def takes_thin(self) -> bool:
+        """Say whether thin events are sent anywhere."""
+        return self.url is not None and self.thin_secret is not None
+
+    def emit(self, kind: str, change: Callable[[str], dict[str, Any]]) -> None:
+        """Make an event of a change, which is had in a version, and deliver it, or hold it."""
         if not self.takes(kind):
             return
-        event_id = f"evt_{next(self.numbers):08d}"
-        self.events[event_id] = {
-            "id": event_id,
+        event: dict[str, Any] = {
+            "id": self.new_id(),
             "object": "event",
             "api_version": self.api_version,
-            "created": int(time.time()),
-            "data": {"object": subject, "previous_attributes": previous},
-            "livemode": False,
+            "created": self.now(),
+            "data": change(self.api_version),
+            "livemode": self.livemode,
             "pending_webhooks": 1,
             "type": kind,
         }
+        if self.account is not None:
+            event["context" if self.context else "account"] = self.account
+        # Lists show events in the version that the account had then, whatever the endpoint's is
+        # (docs.stripe.com/api/events/list).
+        shown, version = event, self.account_version
+        if version not in (None, self.api_version):
+            shown = event | {"api_version": version, "data": change(str(version))}
+        self.snapshots[event["id"]] = shown
+        self.send(event)
+
+    def emit_thin(
+        self, kind: str, related: dict[str, Any] | None, data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Make a thin event, which is sent without its data, and return what is sent."""
+        event: dict[str, Any] = {
+            "id": self.new_id(),
+            "object": THIN,
+            "type": kind,
+            "created": time_text(self.now()),
+            "livemode": self.livemode,
+            "context": self.account,
+            "reason": None,
+            "related_object": related,
+        }
+        self.thin[event["id"]] = event | {"data": data}
+        self.send(event)
+        return event
+
+    def new_id(self) -> str:
+        """Return the id of the next event."""
+        return f"evt_{next(self.numbers):08d}"
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Deliver an event, or hold it."""
+        self.events[event["id"]] = event
         if self.hold:
-            self.held.append(event_id)
+            self.held.append(event["id"])
         else:
-            self.deliver(event_id)
+            self.deliver(event["id"])
 
     def release(self, order: str, copies: int) -> list[str]:
         """Deliver what was held: `as-is`, `reversed` or `shuffled`, each `copies` times."""
@@ -110,7 +183,7 @@ class Endpoint:
         """Send an event until it is taken, each time with a new signature."""
         for attempt, wait in enumerate([self.delay_seconds, *self.retry_seconds], start=1):
             time.sleep(wait)
-            status, answer = self._post(json.dumps(self.events[event_id]).encode())
+            status, answer = self._post(self.events[event_id])
             entry = {"event": event_id, "attempt": attempt, "status": status, "answer": answer}
             with self.lock:
                 self.deliveries.append({**entry, "type": self.events[event_id]["type"]})
@@ -118,11 +191,13 @@ class Endpoint:
                 self.accepted(self.events[event_id])
                 return
 
-    def _post(self, body: bytes) -> tuple[int, str]:
+    def _post(self, event: dict[str, Any]) -> tuple[int, str]:
         """Return status and body of the endpoint's answer; 0 if there was none."""
+        body = json.dumps(event).encode()
+        secret = self.thin_secret if event["object"] == THIN else self.secret
         headers = {
             "Content-Type": "application/json; charset=utf-8",
-            "Stripe-Signature": signature(self.secret, body, int(time.time())),
+            "Stripe-Signature": signature(str(secret), body, self.now()),
         }
         post = urllib.request.Request(str(self.url), body, headers)
         try:

@@ -1,7 +1,5 @@
 """The Stripe stand-in keeps Stripe's own rules."""
 
-import json
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,13 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from flask import Flask, request
-from stripe import WebhookSignature
 
 from fakes.processes import Failed, call, wait_for
 from fakes.stripe_api import Api, create_app
 from fakes.stripe_periods import add_intervals
 from tests.conftest import ACACIA, DAY, END, ENDIVE, KEY, SECRET, START, Stripe, serve
+from tests.fakes.receiver import Receiver, settle
 
 HOUR = 3_600
 
@@ -241,27 +238,6 @@ def test_an_invoice_has_its_references_where_the_version_puts_them(stripe: Strip
 # Deliveries
 
 
-class Receiver:
-    """A webhook endpoint that answers as told and keeps what it got."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self.got: list[tuple[bytes, str]] = []
-        self.lock = threading.Lock()
-        self.app = Flask("receiver", static_folder=None)
-        self.app.add_url_rule("/", view_func=self.take, methods=["POST"])
-
-    def take(self) -> tuple[str, int]:
-        with self.lock:
-            self.got.append((request.get_data(), request.headers["Stripe-Signature"]))
-            return "", self.answers.pop(0) if self.answers else 200
-
-    def events(self) -> list[dict[str, Any]]:
-        for body, header in self.got:
-            assert WebhookSignature.verify_header(body, header, SECRET, 300)
-        return [json.loads(body) for body, _ in self.got]
-
-
 @pytest.fixture
 def receiver(stripe: Stripe) -> Iterator[Receiver]:
     found = Receiver()
@@ -280,15 +256,6 @@ def update(stripe: Stripe) -> Callable[..., None]:
         stripe.call("POST", f"subscriptions/{stripe.ids['subscription']}", **form)
 
     return updated
-
-
-def settle(stripe: Stripe, count: int) -> list[dict[str, Any]]:
-    def done() -> list[dict[str, Any]] | None:
-        state = stripe.fake("GET", "deliveries")
-        found: list[dict[str, Any]] = state["deliveries"]
-        return found if not state["pending"] and len(found) >= count else None
-
-    return wait_for(done, "deliveries", 10)
 
 
 @pytest.mark.parametrize("version", [ACACIA, ENDIVE])

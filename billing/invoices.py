@@ -109,12 +109,14 @@ class ItemsAtPeriodEnd(NamedTuple):
     """A subscription's items by id, as they are now, or were when an event says that they ended.
 
     `kept_price` says of the latter whether they went on with the same price, `unrounded` where
-    boundaries were that the subscription no longer shows.
+    boundaries were that the subscription no longer shows. `prices`, if given, has those that were
+    read, and takes up others.
     """
 
     entries: Mapping[str, Json]
     kept_price: Mapping[str, bool]
     unrounded: frozenset[int]
+    prices: dict[str, Json] | None = None
 
 
 class InvoicedPeriods(NamedTuple):
@@ -139,7 +141,7 @@ def fetch_invoiced_periods(
     lines = fetch_all_lines(invoice, account)
     resets = fetch_resets_if_anchor_moved(subscription, invoice, account) | known.unrounded
     removed = removed_items(subscription)
-    prices: dict[str, Json] = {}
+    prices = {} if known.prices is None else known.prices
     found: list[InvoicedPeriod] = []
     unseen: set[str] = set()
     for key, billed in billed_units(lines).items():
@@ -346,6 +348,21 @@ def item_ends(invoice: Json) -> set[int]:
         return set()
     periods = [line_period(line) for line in lines if line_item(line) is not None]
     return {period[1] for period in periods if period}
+
+
+def line_amounts(lines: list[Json]) -> dict[LineKey, Decimal]:
+    """Return what the lines of subscription items charge, in the currency's minor unit.
+
+    A line's own amount is without discounts and taxes (docs.stripe.com/api/invoice-line-item).
+    """
+    found: dict[LineKey, Decimal] = {}
+    for line in lines:
+        item, price, period = line_item(line), line_price(line), line_period(line)
+        if isinstance(item, str) and isinstance(price, str) and period:
+            key = LineKey(item, price, *period)
+            charged = as_number(line.get("amount"), MAX_QUANTITY) or Decimal(0)
+            found[key] = found.get(key, Decimal(0)) + charged
+    return found
 
 
 def line_period(line: Json) -> tuple[int, int] | None:

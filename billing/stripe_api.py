@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
 from typing import Any, NamedTuple
@@ -201,6 +202,21 @@ def list_undelivered_events(
     """
     filters = {"types": types, "delivery_success": "false", "created": {"gte": str(since)}}
     return list_page(account, "/v1/events", after, **filters)
+
+
+def iter_pages(account: StripeConnection, path: str, **filters: Any) -> Iterator[list[Json]]:
+    """Yield a list page by page, and read one while the one before is worked on.
+
+    Raises ReportRefused or ReportFailed.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        coming: Future[Page] | None = reader.submit(list_page, account, path, None, **filters)
+        while coming:
+            page, coming = coming.result(), None
+            if page.has_more:
+                after = page.entries[-1]["id"]
+                coming = reader.submit(list_page, account, path, after, **filters)
+            yield page.entries
 
 
 def list_page(account: StripeConnection, path: str, after: str | None, **filters: Any) -> Page:

@@ -42,7 +42,8 @@ PARAMETERS = {
     "subscription item deletion": {"clear_usage", "proration_behavior"},
     "invoice item": {
         "amount", "currency", "customer", "description", "metadata", "period", "price",
-        "pricing", "quantity", "subscription",
+        "pricing", "quantity", "quantity_decimal", "subscription", "tax_behavior",
+        "unit_amount_decimal",
     },
     "usage record": {"action", "quantity", "timestamp"},
     "meter": {
@@ -188,8 +189,13 @@ class Api:
         return render.render_item({**item, "price": price}, subscription, self.version)
 
     def show_invoice(self, invoice: Record) -> Record:
-        """Return an invoice in the request's version."""
-        return render.render_invoice(invoice, self.price, self.version)
+        """Return an invoice in the request's version, with its subscription if asked for."""
+        shown = render.render_invoice(invoice, self.price, self.version)
+        if invoice["subscription"] and self.expands("parent.subscription_details.subscription"):
+            subscription = self.account.get("subscription", invoice["subscription"])
+            details = shown["parent"]["subscription_details"]
+            details["subscription"] = self.show_subscription(subscription)
+        return shown
 
     def show_invoice_item(self, item: Record) -> Record:
         """Return an invoice item in the request's version."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from fakes.stripe_periods import after, before
-from fakes.stripe_prices import cents, is_metered, parts
+from fakes.stripe_prices import cents, is_metered, number, parts
 from fakes.stripe_store import Record, StripeError, integer
 from fakes.stripe_usage import Usage
 
@@ -129,9 +129,11 @@ class Ledger(Usage):
         if subscription is not None:
             self.get("subscription", subscription, "subscription")
         price = form.get("price") or form.get("pricing", {}).get("price")
-        quantity = integer(form.get("quantity", 1), "quantity")
+        quantity = item_quantity(form)
         if price is not None:
-            amount = self.amount(self.get("price", price, "price")["id"], Decimal(quantity))
+            amount = self.amount(self.get("price", price, "price")["id"], quantity)
+        elif "unit_amount_decimal" in form:
+            amount = cents(quantity * number(form["unit_amount_decimal"], "unit_amount_decimal"))
         elif "amount" in form:
             amount = integer(form["amount"], "amount")
         else:
@@ -143,7 +145,7 @@ class Ledger(Usage):
             "price": price,
             "start": integer(period.get("start", now), "period[start]"),
             "end": integer(period.get("end", now), "period[end]"),
-            "quantity": Decimal(quantity),
+            "quantity": quantity,
             "amount": amount,
             "currency": form.get("currency", "usd"),
         }
@@ -193,7 +195,8 @@ class Ledger(Usage):
         for item in self.pending(subscription):
             item["invoice"] = invoice["id"]
             about = {"invoice_item": item["id"], "proration": item["proration"]}
-            line = {**item["line"], **about, "description": item["description"]}
+            about |= {"metadata": item["metadata"], "description": item["description"]}
+            line = {**item["line"], **about}
             invoice["lines"].append(line)
         self.refresh(invoice, at)
         subscription["latest_invoice"] = invoice["id"]
@@ -226,3 +229,10 @@ class Ledger(Usage):
     def metered(self, item: Record) -> bool:
         """Say whether an item bills usage."""
         return is_metered(self.get("price", item["price"]))
+
+
+def item_quantity(form: Record) -> Decimal:
+    """Return how many units an invoice item is over, of which parts may be given."""
+    if "quantity_decimal" in form:
+        return number(form["quantity_decimal"], "quantity_decimal")
+    return Decimal(integer(form.get("quantity", 1), "quantity"))

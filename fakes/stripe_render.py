@@ -83,7 +83,7 @@ def render_lines(invoice: Record, price_of: PriceOf, version: str) -> list[Recor
                     "currency": price["currency"] if price else line["currency"],
                     "description": line.get("description"),
                     "invoice": invoice["id"],
-                    "metadata": {},
+                    "metadata": line.get("metadata", {}),
                     "period": {"start": line["start"], "end": line["end"]},
                     "quantity": int(quantity),
                     **line_references(line, invoice, price, version),
@@ -126,6 +126,7 @@ def render_invoice(invoice: Record, price_of: PriceOf, version: str) -> Record:
     hidden = ("accepted_at", "finalized_at")
     shown = {key: value for key, value in invoice.items() if key not in hidden}
     shown |= {"object": "invoice", "amount_due": max(0, invoice["total"]), "currency": "usd"}
+    shown["number"] = None if invoice["status"] == "draft" else f"N-{invoice['id'][3:]}"
     shown["status_transitions"] = {"finalized_at": invoice["finalized_at"]}
     shown["lines"] = {
         "object": "list",
@@ -155,6 +156,8 @@ def render_invoice_item(item: Record, price_of: PriceOf, version: str) -> Record
         "period": {"start": line["start"], "end": line["end"]},
         "quantity": int(line["quantity"]),
     }
+    if version >= QUANTITY_DECIMAL:
+        shown["quantity_decimal"] = f"{line['quantity']:f}"
     if version < BASIL:
         return shown | {"price": price and render_price(price)}
     details = price and {"price": price["id"], "product": price["product"]}

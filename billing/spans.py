@@ -1,0 +1,165 @@
+"""The time of a subject's usage that lines and running items count: its gaps and overlaps.
+
+Nothing is called here. Times are UTC seconds, spans are [start, end).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+# Where the span of a running item ends: nobody knows yet.
+OPEN_END = 253_402_300_799
+
+
+class Counted(NamedTuple):
+    """Whose usage is counted: a meter and a subject of OpenMeter's."""
+
+    meter: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time whose usage a line bills, or a running item is going to.
+
+    `invoice` is empty while it runs. One of no length says only which price applied then. `bills`
+    is False where the usage costs nothing: in a trial, which has no price either, or on an invoice
+    that was voided.
+    """
+
+    start: int
+    end: int
+    account: str
+    customer: str
+    subscription: str
+    item: str
+    price: str
+    invoice: str = ""
+    bills: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From when to when a subscription has, or had, an item that counts."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time that no span covers.
+
+    `before` is the span that came last. `is_inside` says whether a subscription had an item then:
+    that time was to be billed. With `knows_price`, the price of `before` still applied.
+    """
+
+    start: int
+    end: int
+    before: Span | None
+    is_inside: bool
+    knows_price: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A time that two spans bill."""
+
+    start: int
+    end: int
+    first: Span
+    second: Span
+
+
+@dataclass
+class Coverage:
+    """The spans, lives and changes of price that are known, by what they count."""
+
+    spans: dict[Counted, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    lives: dict[Counted, set[Life]] = field(default_factory=lambda: defaultdict(set))
+    changes: dict[Counted, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    @property
+    def counted(self) -> set[Counted]:
+        """Return whose usage anything counts, or counted."""
+        return self.spans.keys() | self.lives.keys()
+
+    @property
+    def meters(self) -> list[str]:
+        """Return the meters in use."""
+        return sorted({counted.meter for counted in self.counted})
+
+    def add(self, other: "Coverage") -> None:
+        """Take over what another one has."""
+        for counted, spans in other.spans.items():
+            mine = self.spans[counted]
+            mine += [span for span in spans if span.price or span not in mine]
+        for counted, lives in other.lives.items():
+            self.lives[counted] |= lives
+        for counted, changes in other.changes.items():
+            self.changes[counted] |= changes
+
+    def gaps(self, counted: Counted, since: int, until: int) -> list[Gap]:
+        """Return the gaps in what is counted of a subject between two seconds."""
+        spans, lives = self.spans.get(counted, []), self.lives.get(counted, set())
+        return gaps(spans, lives, self.changes.get(counted, set()), since, until)
+
+    def overlaps(self, counted: Counted, since: int, until: int) -> list[Overlap]:
+        """Return where a subject's usage between two seconds is billed twice."""
+        return overlaps(self.spans.get(counted, []), since, until)
+
+
+def gaps(
+    spans: Iterable[Span], lives: Iterable[Life], changes: Iterable[int], since: int, until: int
+) -> list[Gap]:
+    """Return the times in [since, until) that no span covers.
+
+    They are cut where lives begin and end, and where prices changed.
+    """
+    known = sorted(spans, key=lambda span: (span.start, span.end))
+    lives, changes = list(lives), sorted(changes)
+    cuts = {*changes, *(at for life in lives for at in (life.start, life.end))}
+    found = []
+    for start, end in uncovered(known, since, until):
+        edges = [start, *sorted(at for at in cuts if start < at < end), end]
+        found += [gap(known, lives, changes, *edge) for edge in pairwise(edges)]
+    return found
+
+
+def gap(spans: list[Span], lives: list[Life], changes: list[int], start: int, end: int) -> Gap:
+    """Return what is known of a time that no span covers."""
+    earlier = [span for span in spans if span.price and span.end <= start]
+    before = max(earlier, key=lambda span: span.end, default=None)
+    changed = before is not None and any(before.end <= at <= start for at in changes)
+    is_inside = any(life.start <= start and end <= life.end for life in lives)
+    return Gap(start, end, before, is_inside, before is not None and not changed)
+
+
+def uncovered(spans: list[Span], since: int, until: int) -> Iterator[tuple[int, int]]:
+    """Yield the times in [since, until) that no span covers; spans come by their start."""
+    reached = since
+    for span in spans:
+        if span.end > span.start:
+            if min(span.start, until) > reached:
+                yield reached, min(span.start, until)
+            reached = max(reached, span.end)
+    if until > reached:
+        yield reached, until
+
+
+def overlaps(spans: Iterable[Span], since: int, until: int) -> list[Overlap]:
+    """Return where two spans bill the same time in [since, until), each pair once."""
+    found: list[Overlap] = []
+    running: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, span.end, span.subscription)):
+        if not span.bills or span.end <= span.start:
+            continue
+        running = [other for other in running if other.end > span.start]
+        for other in running:
+            start, end = max(span.start, since), min(span.end, other.end, until)
+            if start < end:
+                found.append(Overlap(start, end, other, span))
+        running.append(span)
+    return found

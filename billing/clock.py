@@ -112,6 +112,6 @@ class StripeClock:
             return
         self.warned_at = now
         side = "ahead of" if ahead > 0 else "behind"
-        reason = f"this host's clock is {abs(ahead)} seconds {side} Stripe's"
-        fields = {"warning": "clock", "outcome": "warned"}
-        log.warning("%s: set it; until then, reports go by Stripe's", reason, extra=fields)
+        cure = "set it; until then, reports go by Stripe's"
+        reason = f"this host's clock is {abs(ahead)} seconds {side} Stripe's: {cure}"
+        log.warning("%s", reason, extra={"warning": "clock", "outcome": "warned"})

@@ -74,7 +74,9 @@ def test_a_second_lies_within_its_period_and_never_goes_back(
 def test_what_is_known_a_minute_later_has_a_later_second(
     shortest: int, kept: int, data: st.DataObject
 ) -> None:
-    length = data.draw(st.integers(shortest, 400 * 24 * HOUR) | st.integers(shortest, shortest + HOUR))
+    length = data.draw(
+        st.integers(shortest, 400 * 24 * HOUR) | st.integers(shortest, shortest + HOUR)
+    )
     around_the_end = st.integers(length - 400, length + 400)
     known_at = data.draw(st.integers(0, length + kept - 60) | around_the_end)
     later = data.draw(st.integers(60, 700) | st.integers(60, length + kept))

@@ -18,6 +18,7 @@ from flask.cli import with_appcontext
 from tqdm import tqdm
 
 from billing import pricing
+from billing.audit_page import Page, time_text
 from billing.audit_report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
 from billing.audited import Source
 from billing.auditing import Audit
@@ -81,6 +82,7 @@ class Options:
     show_all: bool
     as_json: bool
     csv_file: IO[str] | None
+    html_file: IO[str] | None
     tolerance: Decimal
     workers: int
     repair: bool
@@ -91,8 +93,8 @@ class Options:
 class Output:
     """Where rows go: a table, lines of JSON, or a file; and what could not be read."""
 
-    def __init__(self, options: Options, later: Spool, say: Callable[[str], object]) -> None:
-        self.options, self.later, self.say = options, later, say
+    def __init__(self, options: Options, page: Page, say: Callable[[str], object]) -> None:
+        self.options, self.page, self.say = options, page, say
         self.sums = Sums(options.tolerance)
         self.csv = CsvSink(options.csv_file) if options.csv_file else None
         self.failures: list[str] = []
@@ -112,14 +114,17 @@ class Output:
             self.repairs.append(row)
         if self.options.differing and not differs and row.is_compared:
             return
+        is_first = differs or row.repaired > 0 or row.kind != LINE or not row.is_compared
         if self.options.as_json:
             self.say(json.dumps(row.shown()))
         elif self.csv:
             self.csv.write(row)
-        elif differs or row.repaired or row.kind != LINE or not row.is_compared:
+        elif self.options.html_file:
+            self.page.add(row, is_first=is_first)
+        elif is_first:
             self.say_row(table_row(row))
         elif self.options.show_all:
-            self.later.write(table_row(row))
+            self.page.agreeing.write(table_row(row))
 
     def fail_at_once(self, name: str, reason: str) -> None:
         """Note what could not be done, and print it."""
@@ -137,10 +142,13 @@ class Output:
             self.say(cells(HEADER))
         self.say(text)
 
-    def finish(self) -> None:
+    def finish(self, about: dict[str, str]) -> None:
         """Print what comes after all rows: those that agree, sums, failures, the sentence."""
-        for text in self.later:
-            self.say_row(text)
+        if self.options.html_file:
+            self.page.write(self.options.html_file, self.sums, **about, failures=self.failures)
+        else:
+            for text in self.page.agreeing:
+                self.say_row(text)
         if not self.options.as_json and self.sums.counts[LINE]:
             self.tell("\n" + sums_table(self.sums))
         for said in self.failures:
@@ -192,6 +200,7 @@ class Progress:
 @click.option("--all", "show_all", is_flag=True, help="Show every line in the table.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--csv", "csv_file", type=click.File("w", lazy=False), help="Write a CSV file.")
+@click.option("--html", "html_file", type=click.File("w", lazy=False), help="Write a page.")
 @click.option(
     "--tolerance",
     default="0",
@@ -229,6 +238,8 @@ def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: 
     interrupted.
     """
     services, options = current_app.extensions["services"], Options(**how)
+    if options.as_json + bool(options.csv_file) + bool(options.html_file) > 1:
+        raise click.UsageError("choose one of --json, --csv and --html")
     if options.repair and services.is_live and not options.live:
         raise click.UsageError("--repair with a live key needs --live")
     services = with_batch_limits(services, rate)
@@ -240,9 +251,9 @@ def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: 
 def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Options) -> int:
     """Make an audit, show what it finds, and return the exit status."""
     with ExitStack() as stack:
-        file = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+        page = Page(*(Spool(stack.enter_context(temporary_file())) for _ in range(2)))
         with tqdm(unit=" days", disable=None) as bar, ThreadPoolExecutor(options.workers) as pool:
-            output = Output(options, Spool(file), bar.write)
+            output = Output(options, page, bar.write)
             audit = audit_of(sources, ids, options, output, pool)
             audit.tick = Progress(bar, audit.until, audit.since).reach
             try:
@@ -251,7 +262,7 @@ def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Opt
                 pool.shutdown(wait=False, cancel_futures=True)
                 output.is_interrupted = True
                 output.fail("interrupted", "this is not all")
-        output.finish()
+        output.finish(about(audit))
     if options.repair and not output.is_interrupted:
         repair_rows(output, {source.name: source for source in sources})
     return output.exit_status()
@@ -301,6 +312,18 @@ def total_text(planned: list[Repair]) -> str:
     for repair in planned:
         sums[repair.row.currency] = sums.get(repair.row.currency, 0) + repair.amount
     return " and ".join(pricing.money(Decimal(sums[one]), one) for one in sorted(sums))
+
+
+def temporary_file() -> IO[str]:
+    """Return a file that is gone when it is closed."""
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
+
+
+def about(audit: Audit) -> dict[str, str]:
+    """Return what a page says of an audit besides its rows."""
+    names = ", ".join(source.name for source in audit.sources)
+    times = {"since": time_text(audit.since), "until": time_text(audit.until)}
+    return {**times, "accounts": names}
 
 
 def audit_of(

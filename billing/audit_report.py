@@ -21,16 +21,12 @@ NAMES = {GAP: "in no line", OVERLAP: "in two lines", NOBODY: "counted by nobody"
 
 @dataclass
 class Money:
-    """The sums of one currency, in its minor unit: what lines lack is below, and above, zero.
-
-    `unpriced` counts the rows that differ and whose price does not say what that costs.
-    """
+    """The sums of one currency, in its minor unit."""
 
     metered: Decimal = ZERO
     billed: Decimal = ZERO
     missing: Decimal = ZERO
     over: Decimal = ZERO
-    unpriced: int = 0
 
 
 @dataclass
@@ -69,14 +65,16 @@ class Sums:
 
     def add_difference(self, row: Row) -> None:
         """Add what a row lacks, or has too much."""
-        money, amount = self.money[row.kind, row.currency], row.money or ZERO
-        money.unpriced += row.money is None
+        found = [self.money[row.kind, row.currency]]
+        if row.kind == LINE:
+            found.append(self.months[row.currency, utc(row.end)[:7]])
         if row.missing > 0:
             self.missing[row.kind] += row.missing
-            money.missing += amount
         else:
             self.over[row.kind] -= row.missing
-            money.over -= amount
+        for money in found:
+            money.missing += max(row.money or ZERO, ZERO)
+            money.over -= min(row.money or ZERO, ZERO)
 
     @property
     def differing(self) -> int:
@@ -206,10 +204,11 @@ class Spool:
     """Rows on disk, as they will be shown later."""
 
     def __init__(self, file: IO[str]) -> None:
-        self.file = file
+        self.file, self.count = file, 0
 
     def write(self, shown: object) -> None:
         """Keep one."""
+        self.count += 1
         self.file.write(json.dumps(shown) + "\n")
 
     def __iter__(self) -> Iterator[Any]:

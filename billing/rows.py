@@ -134,12 +134,15 @@ def with_repairs(row: Row, price: Json, units: Decimal, state: str) -> Row:
         return row
     missing = row.missing - units
     billed = row.billed + units
+    money = missing_money(price, billed + missing, billed)
+    paid = (row.money or ZERO) - (money or ZERO)
     todo = f"repaired: an invoice item over {plain(units)} units is {state}"
     return replace(
         row,
         repaired=units,
         missing=missing,
-        money=missing_money(price, billed + missing, billed),
+        money=money,
+        billed_money=None if row.billed_money is None else row.billed_money + paid,
         todo=f"{todo}; {row.todo}" if missing > 0 else todo,
         repair=row.repair and missing > 0,
     )

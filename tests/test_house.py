@@ -203,7 +203,13 @@ ARROWS = {
         "billing.pricing",
         "billing.rows",
     },
+    "billing.audit_page": {
+        "billing.audit_report",
+        "billing.pricing",
+        "billing.rows",
+    },
     "billing.audit": {
+        "billing.audit_page",
         "billing.audit_report",
         "billing.audited",
         "billing.auditing",

@@ -155,3 +155,67 @@ def test_two_totals_are_not_added_up(mocker: MockerFixture) -> None:
     client.send_request.return_value.text.return_value = '{"data": [{"value": 1}, {"value": 2}]}'
     with pytest.raises(usage.QueryFailed, match="meter m1: OpenMeter answered 2 totals"):
         usage.total(client, "m1", "cus_123", START, END)
+
+
+def answering(mocker: MockerFixture, body: str) -> openmeter.Client:
+    """Return a client that answers every request with a body."""
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    client.send_request.return_value.status_code = 200
+    client.send_request.return_value.text.return_value = body
+    return client
+
+
+def test_totals_of_many_subjects_are_asked_for_in_one_query(mocker: MockerFixture) -> None:
+    rows = [
+        '{"subject": "b", "value": 9.9999999996, "groupBy": {"subject": "b"}}',
+        '{"subject": "a", "value": -2, "groupBy": {"subject": "a"}}',
+        '{"subject": null, "value": 5, "groupBy": {}}',
+        '{"subject": "unasked", "value": 7, "groupBy": {}}',
+    ]
+    client = answering(mocker, f'{{"data": [{", ".join(rows)}]}}')
+    found = usage.totals(client, "m1", ["a", "b", "c"], START, END)
+    assert found == {"a": Decimal(-2), "b": Decimal(10)}
+    (request,) = client.send_request.call_args.args  # type: ignore[attr-defined]
+    assert (request.method, request.url) == ("POST", "/api/v1/meters/m1/query")
+    assert json.loads(request.content) == {
+        "from": "2023-06-07T14:00:00Z",
+        "to": "2023-07-07T14:00:00Z",
+        "subject": ["a", "b", "c"],
+        "groupBy": ["subject"],
+    }
+    assert usage.totals(client, "m1", None, START, END).keys() == {"a", "b", "unasked"}
+
+
+@pytest.mark.parametrize("subjects", [[], ["a"]])
+def test_nobodys_totals_and_an_empty_time_need_no_query(
+    mocker: MockerFixture, subjects: list[str]
+) -> None:
+    client = answering(mocker, "")
+    assert usage.totals(client, "m1", subjects, END, END if subjects else START) == {}
+    assert usage.totals(client, "m1", [], START, END) == {}
+    client.send_request.assert_not_called()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("", "unreadable"),
+        ('{"data": null}', "unreadable"),
+        ('{"data": {}}', "unreadable"),
+        ('{"data": [1]}', "unreadable"),
+        ('{"data": [{"subject": "a"}]}', "unreadable"),
+        ('{"data": [{"subject": 1, "value": 1}]}', "unreadable"),
+        ('{"data": [{"subject": "a", "value": "1"}]}', "no finite number"),
+        ('{"data": [{"subject": "a", "value": NaN}]}', "no finite number"),
+        ('{"data": [{"subject": "a", "value": 1e21}]}', "no longer exact"),
+        (
+            '{"data": [{"subject": "a", "value": 1}, {"subject": "a", "value": 2}]}',
+            "two totals of the subject a",
+        ),
+    ],
+)
+def test_totals_that_cannot_be_told_name_the_meter(
+    mocker: MockerFixture, body: str, reason: str
+) -> None:
+    with pytest.raises(usage.QueryFailed, match=f"meter m1: .*{reason}"):
+        usage.totals(answering(mocker, body), "m1", ["a"], START, END)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -475,3 +477,95 @@ def test_only_invoices_of_the_time_asked_for_have_a_row(tell: Tell) -> None:
     assert [row["kind"] for row in rows(story, "--until", day)] == []
     found = audit(story, "--since", day, "--json")
     assert [json.loads(line)["kind"] for line in found.stdout.splitlines()] == ["line"]
+
+
+class Reader(HTMLParser):
+    """What a reader sees of a page, what it links to, and what a browser would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "href" and tag == "a":
+                self.links.append(str(value))
+            elif name in ("src", "href", "srcset", "data", "action"):
+                self.fetched.append(str(value))
+            assert not name.startswith("on")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(" ".join(data.split()))
+
+    @property
+    def text(self) -> str:
+        return " ".join(filter(None, self.texts))
+
+
+def page_of(story: Story, path: Path, status: int = 3) -> Reader:
+    """Write an audit as a page and read it."""
+    result = audit(story, "--html", str(path / "audit.html"))
+    assert result.exit_code == status, result.output
+    return Reader((path / "audit.html").read_text())
+
+
+def test_a_page_shows_what_differs_and_then_what_agrees(tell: Tell, tmp_path: Path) -> None:
+    story = lacking(tell)
+    story.use(20, T, subject="some <b>one</b>")
+    story.used(70, T + DAY)
+    end = story.shown()["items"]["data"][0]["current_period_end"]
+    story.to(end + 60)
+    story.deliver()
+    story.to(end + FINAL)
+    page = page_of(story, tmp_path)
+    said = (
+        "2 invoices, 1 agree, 1 differ: 2 units, 0.20 USD not billed; 1 subject counted by nobody"
+    )
+    assert said in page.text
+    assert page.text.index("What differs") < page.text.index("some <b>one</b>")
+    assert page.text.index("counted by nobody") < page.text.index("USD by month")
+    assert "2023-06 1.20 1.00 0.20 0.00" in page.text
+    assert "2023-07 7.00 7.00 0.00 0.00" in page.text
+    assert "1 lines" not in page.text
+    assert page.text.index("What agrees") > page.text.index("USD by month")
+    assert {link.split("/in_")[0] for link in page.links} == {
+        "https://dashboard.stripe.com/test/invoices"
+    }
+    assert page.tags.count("rect") == 6
+
+
+def test_a_page_fetches_nothing_and_needs_no_script(tell: Tell, tmp_path: Path) -> None:
+    page = page_of(lacking(tell), tmp_path)
+    source = (tmp_path / "audit.html").read_text()
+    assert page.fetched == []
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(page.tags)
+    assert not re.search(r"@import|url\(|expression\(", source)
+    assert "default-src 'none'" in source
+    assert "prefers-color-scheme: dark" in source
+    assert "@media print" in source
+
+
+def test_a_page_says_what_could_not_be_read(tell: Tell, tmp_path: Path) -> None:
+    story = lacking(tell)
+    story.openmeter.fault(path="/api/v1/meters/m1/query", status=500, times=9)
+    page = page_of(story, tmp_path, status=1)
+    assert "What could not be read" in page.text
+    assert "not compared: OpenMeter did not tell its total" in page.text
+
+
+def test_a_repair_fills_a_months_bar(tell: Tell, tmp_path: Path) -> None:
+    story = lacking(tell)
+    assert audit(story, "--repair", "--yes").exit_code == 0
+    page = page_of(story, tmp_path, status=0)
+    assert "2023-06 1.20 1.20 0.00 0.00" in page.text
+    assert "and 2 repaired" in page.text
+
+
+def test_one_form_of_output_is_chosen(tell: Tell) -> None:
+    result = audit(tell(), "--json", "--csv", "-")
+    assert (result.exit_code, "choose one of" in result.stderr) == (2, True)

@@ -177,6 +177,25 @@ def reports(planned: Counts, floor: float) -> list[Row]:
     ]
 
 
+def audit(invoices: int) -> Ran:
+    """Run `flask audit` once over so many invoices, of two lines each."""
+    with Stage(latency=True, invoices=invoices) as stage:
+        return stage.audit()
+
+
+def audits(planned: Counts) -> list[Row]:
+    """Measure `flask audit`: its time, and its memory, of which each line takes a little."""
+    say("flask audit")
+    small, large = audit(planned.few), audit(planned.most)
+    what = f"`flask audit`, {planned.most:,} invoices of two lines"
+    kept = f"that of {planned.few} and 2 KB a line"
+    most = small.memory + 2 * 2 * planned.most / 1_000
+    return [
+        at_most(what, large.seconds, planned.most / 150, "s"),
+        at_most("the same, memory", large.memory, most, "MB", kept),
+    ]
+
+
 def machine(planned: Counts) -> str:
     """Say where, with what and when this was measured."""
     names = Path("/proc/cpuinfo").read_text().split("model name")[1:]
@@ -198,7 +217,12 @@ def main() -> int:
     """Measure all, print the table, and return 1 if a bound is missed."""
     planned = counts()
     floor, rows = latencies(planned)
-    rows += [*idle(planned), starts(planned), *reports(planned, max(FLOOR, floor))]
+    rows += [
+        *idle(planned),
+        starts(planned),
+        *reports(planned, max(FLOOR, floor)),
+        *audits(planned),
+    ]
     cells = [(row.what, row.bound, row.measured, "yes" if row.met else "no") for row in rows]
     headers = ("what", "bound", "measured", "met")
     print(f"{machine(planned)}; {floors(floor)}\n\n{tabulate(cells, headers, tablefmt='github')}")

@@ -26,13 +26,15 @@ from fakes.processes import (
 
 OPENMETER_MS, STRIPE_MS = 20, 100
 WARM_UP = 5
+# What `flask audit` exits with where something is missing.
+DIFFERENT = 3
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 KIB_PER_MB = 1_000_000 / 1_024
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A run of `flask report`: seconds of the whole command, MB at most, writes a second."""
+    """A run of a command: seconds of the whole of it, MB at most, writes a second."""
 
     seconds: float
     memory: float
@@ -42,9 +44,9 @@ class Ran:
 class Stage(Processes):
     """The upstream with its latency, and what is measured in front of it."""
 
-    def __init__(self, *, latency: bool, subscriptions: int = 0) -> None:
+    def __init__(self, *, latency: bool, subscriptions: int = 0, invoices: int = 0) -> None:
         super().__init__()
-        self.options = ["--subscriptions", str(subscriptions)]
+        self.options = ["--subscriptions", str(subscriptions), "--invoices", str(invoices)]
         if latency:
             self.options += ["--stripe-ms", str(STRIPE_MS), "--openmeter-ms", str(OPENMETER_MS)]
 
@@ -70,17 +72,30 @@ class Stage(Processes):
 
     def report(self, rate: int) -> Ran:
         """Run `flask report` to its end."""
-        command = [sys.executable, "-m", "flask", "--app", "app", "report", "--rate", str(rate)]
-        began = time.monotonic()
-        process = self.start("flask report", command, self.environment())
-        _, status, used = os.wait4(process.popen.pid, 0)
-        seconds = time.monotonic() - began
-        process.popen.returncode = os.waitstatus_to_exitcode(status)
+        process, seconds, memory = self.run("report", "--rate", str(rate))
+        status = process.popen.returncode
         counts = call("GET", f"{self.stripe}/_bench/counts")
         if status or str(counts["writes"]) != self.options[1]:
             raise Failed(f"flask report wrote {counts['writes']}:\n{process.printed()[-2_000:]}")
         writes_a_second = (counts["writes"] - 1) / (counts["last"] - counts["first"])
-        return Ran(seconds, used.ru_maxrss / KIB_PER_MB, writes_a_second)
+        return Ran(seconds, memory, writes_a_second)
+
+    def audit(self) -> Ran:
+        """Run `flask audit` to its end; one line in a hundred invoices lacks a unit."""
+        process, seconds, memory = self.run("audit", "--since", "38d", "--csv", os.devnull)
+        expected = f"{self.options[3]} invoices, "
+        if process.popen.returncode != DIFFERENT or expected not in process.printed():
+            raise Failed(f"flask audit did not see all:\n{process.printed()[-2_000:]}")
+        return Ran(seconds, memory, 0)
+
+    def run(self, *command: str) -> tuple[Process, float, float]:
+        """Run a flask command to its end; return it, its seconds and its MB at most."""
+        began = time.monotonic()
+        whole = [sys.executable, "-m", "flask", "--app", "app", *command]
+        process = self.start(f"flask {command[0]}", whole, self.environment())
+        _, status, used = os.wait4(process.popen.pid, 0)
+        process.popen.returncode = os.waitstatus_to_exitcode(status)
+        return process, time.monotonic() - began, used.ru_maxrss / KIB_PER_MB
 
     def floor(self, count: int) -> list[float]:
         """Return the seconds that one query and one write take without the service."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -76,11 +77,59 @@ def listed_subscription(number: int) -> Json:
     return subscription(name) | {"latest_invoice": invoice}
 
 
+def ended(number: int) -> int:
+    """Return when the period of one of the invoices ended: they are minutes apart."""
+    return PERIOD_START - 4 * 60 * number
+
+
+def audited_subscription(number: int) -> Json:
+    """Return a subscription with two items, as newer versions have it."""
+    name, end = f"sub_{number}", ended(number)
+    found = subscription(name, 2) | {"billing_cycle_anchor": end - 30 * DAY}
+    for entry in found["items"]["data"]:
+        entry |= {"current_period_start": end, "current_period_end": end + 30 * DAY}
+        entry["price"] |= {"currency": "usd", "unit_amount_decimal": "10"}
+    return found | {"start_date": end - 30 * DAY, "created": end - 30 * DAY}
+
+
+def invoice(number: int) -> Json:
+    """Return a final invoice with two metered lines; each hundredth lacks a unit."""
+    name, end = f"sub_{number}", ended(number)
+    lines = [
+        {
+            "id": f"il_{number}_{n}",
+            "object": "line_item",
+            "amount": 100,
+            "parent": {
+                "type": "subscription_item_details",
+                "subscription_item_details": {"subscription_item": f"si_{name}_{n}"},
+            },
+            "period": {"start": end - 30 * DAY, "end": end},
+            "pricing": {"price_details": {"price": "price_metered"}},
+            "quantity_decimal": "9" if number % 100 == n else "10",
+        }
+        for n in range(2)
+    ]
+    details = {"subscription": audited_subscription(number)}
+    return {
+        "id": f"in_{number}",
+        "object": "invoice",
+        "billing_reason": "subscription_cycle",
+        "created": end,
+        "lines": {"object": "list", "data": lines, "has_more": False},
+        "number": f"N-{number}",
+        "parent": {"type": "subscription_details", "subscription_details": details},
+        "period_end": end,
+        "status": "paid",
+    }
+
+
 @dataclass
 class Upstream:
     """What both services answer, and what was written so far; times in monotonic seconds."""
 
     subscriptions: int
+    invoices: int = 0
     writes: int = 0
     first: float = 0
     last: float = 0
@@ -89,21 +138,24 @@ class Upstream:
     def __post_init__(self) -> None:
         for method, path, answer in (
             ("GET", r"/api/v1/meters/[^/]+/query", self.total),
+            ("POST", r"/api/v1/meters/[^/]+/query", self.totals),
+            ("GET", r"/v1/invoiceitems", self.nothing),
             ("POST", r"/v1/subscription_items/([^/]+)/usage_records", self.usage_record),
             ("POST", r"/v1/billing/meter_events", self.meter_event),
             ("GET", r"/v1/billing/meters/([^/]+)", self.meter),
             ("GET", r"/v1/subscription_items", self.items),
             ("GET", r"/v1/subscriptions", self.page),
             ("GET", r"/v1/subscriptions/([^/]+)", self.one),
-            ("GET", r"/v1/invoices", self.drafts),
+            ("GET", r"/v1/invoices", self.invoice_page),
             ("GET", r"/_bench/counts", self.counts),
         ):
             self.routes.append((method, re.compile(path), answer))
 
-    def answer(self, method: str, target: str) -> tuple[int, bytes]:
+    def answer(self, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
         """Return the status and the body for a request."""
         url = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        query["body"] = body.decode()
         for expected, path, answer in self.routes:
             found = path.fullmatch(url.path) if method == expected else None
             if found:
@@ -114,6 +166,18 @@ class Upstream:
         """Answer OpenMeter's total of a period."""
         row = {"value": USAGE, "windowStart": query["from"], "windowEnd": query["to"]}
         return {"data": [row | {"subject": query["subject"], "groupBy": {}}]}
+
+    def totals(self, query: Query) -> Json:
+        """Answer OpenMeter's totals of the subjects asked for, or of all that had begun by then."""
+        asked = json.loads(query["body"])
+        everybody = [f"cus_sub_{number}" for number in range(self.invoices)]
+        until = datetime.fromisoformat(asked["to"]).timestamp()
+        rows = [
+            {"value": USAGE, "subject": subject, "groupBy": {"subject": subject}}
+            for subject in asked.get("subject", everybody)
+            if ended(int(subject.rpartition("_")[2])) - 30 * DAY < until
+        ]
+        return {"data": rows}
 
     def count(self) -> None:
         """Count a write."""
@@ -151,13 +215,16 @@ class Upstream:
 
     def page(self, query: Query) -> Json:
         """List subscriptions after the one that is named."""
-        start = int(query.get("starting_after", "sub_-1").removeprefix("sub_")) + 1
-        end = min(start + int(query["limit"]), self.subscriptions)
-        entries = [listed_subscription(number) for number in range(start, end)]
-        return {"object": "list", "data": entries, "has_more": end < self.subscriptions}
+        if self.invoices:
+            return page_of(query, self.invoices, audited_subscription)
+        return page_of(query, self.subscriptions, listed_subscription)
 
-    def drafts(self, _: Query) -> Json:
-        """List no draft invoice."""
+    def invoice_page(self, query: Query) -> Json:
+        """List invoices after the one that is named; none of them is a draft."""
+        return page_of(query, 0 if query.get("status") == "draft" else self.invoices, invoice)
+
+    def nothing(self, _: Query) -> Json:
+        """List nothing."""
         return {"object": "list", "data": [], "has_more": False}
 
     def one(self, _: Query, name: str) -> Json:
@@ -167,6 +234,14 @@ class Upstream:
     def counts(self, _: Query) -> Json:
         """Answer how much was written, and when."""
         return {"writes": self.writes, "first": self.first, "last": self.last}
+
+
+def page_of(query: Query, count: int, entry: Callable[[int], Json]) -> Json:
+    """Return a page of a list of so many, after the one that is named."""
+    start = int(query.get("starting_after", "_-1").rpartition("_")[2]) + 1
+    end = min(start + int(query["limit"]), count)
+    entries = [entry(number) for number in range(start, end)]
+    return {"object": "list", "data": entries, "has_more": end < count}
 
 
 def message(status: int, body: bytes) -> bytes:
@@ -186,9 +261,9 @@ async def converse(
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = LENGTH.search(head)
-            await reader.readexactly(int(length[1]) if length else 0)
+            body = await reader.readexactly(int(length[1]) if length else 0)
             method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-            answer = message(*upstream.answer(method, target))
+            answer = message(*upstream.answer(method, target, body))
             if seconds:
                 await asyncio.sleep(seconds)
             writer.write(answer)
@@ -219,8 +294,10 @@ def main() -> None:
     parser.add_argument("--stripe-ms", type=int, default=0)
     parser.add_argument("--openmeter-ms", type=int, default=0)
     parser.add_argument("--subscriptions", type=int, default=0)
+    parser.add_argument("--invoices", type=int, default=0)
     given = parser.parse_args()
-    asyncio.run(serve(Upstream(given.subscriptions), [given.stripe_ms, given.openmeter_ms]))
+    upstream = Upstream(given.subscriptions, given.invoices)
+    asyncio.run(serve(upstream, [given.stripe_ms, given.openmeter_ms]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Times are UTC seconds.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from sys import intern
 from typing import Any
 
 from billing import stripe_api
@@ -314,7 +315,7 @@ def entries_by_id(subscription: Subscription) -> dict[str, Json]:
 
 def add_span(coverage: Coverage, item: MeteredItem, source: Source, **other: Any) -> None:
     """Add the time that an item counts in a period, as it is counted, or with other fields."""
-    fields = {
+    fields: dict[str, Any] = {
         "start": int(item.window_start.timestamp()),
         "end": int(item.window_end.timestamp()),
         "account": source.name,
@@ -323,12 +324,22 @@ def add_span(coverage: Coverage, item: MeteredItem, source: Source, **other: Any
         "item": item.id,
         "price": item.price,
     }
-    coverage.spans[Counted(item.meter, item.subject)].append(Span(**{**fields, **other}))
+    fields |= other
+    # Thousands of spans share their ids with each other: each is kept once.
+    kept: dict[str, Any] = {
+        name: intern(one) if type(one) is str else one for name, one in fields.items()
+    }
+    coverage.spans[counted_of(item)].append(Span(**kept))
+
+
+def counted_of(item: MeteredItem) -> Counted:
+    """Return whose usage an item counts."""
+    return Counted(intern(item.meter), intern(item.subject))
 
 
 def add_life_of_line(coverage: Coverage, item: MeteredItem, subscription: Subscription) -> None:
     """Add that a line's item counted, until it got another price or was removed."""
-    counted = Counted(item.meter, item.subject)
+    counted = counted_of(item)
     entry = entries_by_id(subscription).get(item.id, {})
     removed = removed_items(subscription.fields).get(item.id)
     start, end = life_of_subscription(subscription)
@@ -337,7 +348,8 @@ def add_life_of_line(coverage: Coverage, item: MeteredItem, subscription: Subscr
     elif (entry.get("price") or {}).get("id") != item.price:
         later = [at for at in noted_seconds(entry) if at >= item.end]
         end = min([*later[:1], end]) if later else item.end
-    coverage.lives[counted].add(Life(max(start, added_at(entry, subscription.fields) or 0), end))
+    began = max(start, added_at(entry, subscription.fields) or 0)
+    coverage.lives[counted].append(Life(began, end))
 
 
 def life_of_subscription(subscription: Subscription) -> tuple[int, int]:
@@ -356,16 +368,17 @@ def add_lives(coverage: Coverage, subscription: Subscription, source: Source) ->
     items = read_metered_items(subscription, source.services, outcome)
     entries = entries_by_id(subscription)
     for item in items:
-        counted, entry = Counted(item.meter, item.subject), entries[item.id]
+        counted, entry = counted_of(item), entries[item.id]
         began = max(start, added_at(entry, subscription.fields) or 0)
-        coverage.lives[counted].add(Life(began, end))
-        coverage.changes[counted].update(noted_seconds(entry))
+        coverage.lives[counted].append(Life(began, end))
+        if noted := noted_seconds(entry):
+            coverage.changes[counted] += noted
         add_trials(coverage, counted, entry, item, source)
         add_trials(coverage, counted, subscription.fields, item, source)
     for removed in removed_items(subscription.fields).values():
         if removed.meter != NO_METER:
             counted = Counted(removed.meter, read_subject(subscription.fields))
-            coverage.lives[counted].add(Life(start, min(end, removed.removed_at)))
+            coverage.lives[counted].append(Life(start, min(end, removed.removed_at)))
 
 
 def read_subject(subscription: Json) -> str:

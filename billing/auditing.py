@@ -17,11 +17,12 @@ from billing.audited import (
     AuditedInvoice,
     AuditedLine,
     Source,
+    counted_of,
     read_invoice,
     read_pending_item,
     read_running,
 )
-from billing.items import InvalidStripeObject
+from billing.items import InvalidStripeObject, MeteredItem
 from billing.measuring import Found, Wanted, fetch_totals
 from billing.repair import Repairs
 from billing.rows import (
@@ -142,10 +143,13 @@ class Audit:
         if type(created) is not int or created >= self.until:
             return []
         lines = [line for line in invoice.lines if self.is_wanted(line.period.item.subscription)]
-        self.of_wanted.update(
-            Counted(line.period.item.meter, line.period.item.subject) for line in lines
-        )
+        self.note_wanted(line.period.item for line in lines)
         return lines
+
+    def note_wanted(self, items: Iterable[MeteredItem]) -> None:
+        """Note whose usage the wanted subscriptions count, if not all are wanted."""
+        if self.wanted is not None:
+            self.of_wanted.update(counted_of(item) for item in items)
 
     def is_wanted(self, subscription: str) -> bool:
         """Say whether a subscription is audited."""
@@ -201,7 +205,7 @@ class Audit:
         def running(subscription: Json) -> Coverage:
             found, items = read_running(subscription, source)
             if self.is_wanted(str(subscription["id"])):
-                self.of_wanted.update(Counted(item.meter, item.subject) for item in items)
+                self.note_wanted(items)
             return found
 
         self.add_all(stripe_api.iter_pages(stripe, "/v1/subscriptions", **filters), running)

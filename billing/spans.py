@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 # Where the span of a running item ends: nobody knows yet.
 OPEN_END = 253_402_300_799
+
+Kept = TypeVar("Kept")
 
 
 class Counted(NamedTuple):
@@ -78,8 +80,8 @@ class Coverage:
     """The spans, lives and changes of price that are known, by what they count."""
 
     spans: dict[Counted, list[Span]] = field(default_factory=lambda: defaultdict(list))
-    lives: dict[Counted, set[Life]] = field(default_factory=lambda: defaultdict(set))
-    changes: dict[Counted, set[int]] = field(default_factory=lambda: defaultdict(set))
+    lives: dict[Counted, list[Life]] = field(default_factory=lambda: defaultdict(list))
+    changes: dict[Counted, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def counted(self) -> set[Counted]:
@@ -92,23 +94,28 @@ class Coverage:
         return sorted({counted.meter for counted in self.counted})
 
     def add(self, other: "Coverage") -> None:
-        """Take over what another one has."""
+        """Take over what another one has: lines once each, the rest where it is new."""
         for counted, spans in other.spans.items():
             mine = self.spans[counted]
             mine += [span for span in spans if span.price or span not in mine]
         for counted, lives in other.lives.items():
-            self.lives[counted] |= lives
+            add_new(lives, self.lives[counted])
         for counted, changes in other.changes.items():
-            self.changes[counted] |= changes
+            add_new(changes, self.changes[counted])
 
     def gaps(self, counted: Counted, since: int, until: int) -> list[Gap]:
         """Return the gaps in what is counted of a subject between two seconds."""
-        spans, lives = self.spans.get(counted, []), self.lives.get(counted, set())
-        return gaps(spans, lives, self.changes.get(counted, set()), since, until)
+        spans, lives = self.spans.get(counted, []), self.lives.get(counted, [])
+        return gaps(spans, lives, self.changes.get(counted, []), since, until)
 
     def overlaps(self, counted: Counted, since: int, until: int) -> list[Overlap]:
         """Return where a subject's usage between two seconds is billed twice."""
         return overlaps(self.spans.get(counted, []), since, until)
+
+
+def add_new(some: list[Kept], known: list[Kept]) -> None:
+    """Add to a list what is not in it yet."""
+    known += [each for each in some if each not in known]
 
 
 def gaps(

@@ -6,6 +6,7 @@ It is known once all lines and running items are read. Times are UTC seconds.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import islice
 from typing import TypeVar
 
 import usage
@@ -64,11 +65,11 @@ def find_in_meter(meter: str, used: Mapping[str, Decimal], audit: Audit) -> Iter
 
 def gap_rows(counted: list[Counted], audit: Audit) -> Iterator[Row]:
     """Yield the gaps that hold usage."""
-    found = [
+    found = (
         (each, gap)
         for each in counted
         for gap in audit.coverage.gaps(each, audit.since, audit.until)
-    ]
+    )
     for some in portions(found):
         totals = fetch_all(((each, gap.start, gap.end) for each, gap in some), audit)
         rows = [
@@ -145,11 +146,11 @@ def nobody_row(counted: Counted, total: Decimal, audit: Audit) -> Row:
 
 def overlap_rows(counted: list[Counted], audit: Audit) -> Iterator[Row]:
     """Yield the overlaps that hold usage."""
-    found = [
+    found = (
         (each, overlap)
         for each in counted
         for overlap in audit.coverage.overlaps(each, audit.since, audit.until)
-    ]
+    )
     for some in portions(found):
         totals = fetch_all(((each, over.start, over.end) for each, over in some), audit)
         for each, over in some:
@@ -204,10 +205,11 @@ def idle_rows(counted: Counted, audit: Audit) -> Iterator[Row]:
             )
 
 
-def portions(found: list[Timed]) -> Iterator[list[Timed]]:
+def portions(found: Iterable[Timed]) -> Iterator[list[Timed]]:
     """Yield as many as are asked for at once."""
-    for first in range(0, len(found), MANY):
-        yield found[first : first + MANY]
+    left = iter(found)
+    while some := list(islice(left, MANY)):
+        yield some
 
 
 def fetch_all(

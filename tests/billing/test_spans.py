@@ -114,9 +114,10 @@ def test_coverage_takes_over_what_another_has_and_a_trial_once() -> None:
     mine, other = Coverage(), Coverage()
     mine.spans[counted] = [trial]
     other.spans[counted] = [trial, *spans((9, 20))]
-    other.lives[counted] = {Life(0, 20)}
-    other.changes[Counted("m2", "c")] = {3}
+    other.lives[counted] = [Life(0, 20)]
+    other.changes[Counted("m2", "c")] = [3]
     mine.add(other)
     assert mine.spans[counted] == [trial, *spans((9, 20))]
-    assert mine.lives[counted] == {Life(0, 20)}
+    mine.add(Coverage(lives=other.lives))
+    assert mine.lives[counted] == [Life(0, 20)]
     assert mine.meters == ["m1"]

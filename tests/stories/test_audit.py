@@ -248,9 +248,13 @@ def invoice_items(story: Story) -> list[Any]:
     return found
 
 
-def lacking(tell: Tell, mode: str = FLEXIBLE, name: str = "A") -> Story:
+def lacking(tell: Tell, mode: str = FLEXIBLE) -> Story:
     """Tell of a reset with 2 of 12 units missing."""
-    story = tell()
+    return lacking_on(tell(), "A", mode)
+
+
+def lacking_on(story: Story, name: str, mode: str = FLEXIBLE) -> Story:
+    """Go on with a reset that leaves 2 of 12 units of a price missing."""
     story.subscribe(mode, name)
     story.used(10, T - DAY)
     story.use(2, T - 30)
@@ -477,6 +481,107 @@ def test_only_invoices_of_the_time_asked_for_have_a_row(tell: Tell) -> None:
     assert [row["kind"] for row in rows(story, "--until", day)] == []
     found = audit(story, "--since", day, "--json")
     assert [json.loads(line)["kind"] for line in found.stdout.splitlines()] == ["line"]
+
+
+def test_a_void_invoice_lacks_nothing_and_leaves_no_gap(tell: Tell) -> None:
+    story = lacking(tell)
+    story.stripe.account.get("invoice", story.invoices()[-1]["id"])["status"] = "void"
+    (row,) = rows(story)
+    assert (row["status"], row["missing"]) == ("void", "0")
+    assert row["todo"] == "the invoice is void: nobody pays it"
+
+
+@pytest.mark.parametrize(("rounding", "missing"), [("down", "0"), ("up", "1")])
+def test_a_usage_record_is_compared_as_it_is_rounded(
+    tell: Tell, rounding: str, missing: str
+) -> None:
+    story = tell()
+    story.subscribe(CLASSIC, "R")
+    story.used(10.5, T)
+    story.to(END + FINAL)
+    story.service = story.start(USAGE_ROUNDING=rounding)
+    (row,) = rows(story, status=3 if missing != "0" else 0)
+    assert (row["metered"], row["billed"], row["missing"]) == ("10.5", "10", missing)
+
+
+def test_a_total_below_zero_lacks_nothing(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.used(-5, T)
+    story.to(END + 60)
+    story.deliver()
+    story.to(END + FINAL)
+    assert figures(rows(story)) == [("line", "-5", "0", "0", "0.00")]
+
+
+def test_a_line_whose_items_end_no_event_told_is_not_compared(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A", "flat")
+    story.used(10, T)
+    story.switch({"id": story.items()[0], "deleted": "true"})
+    story.to(END + FINAL)
+    result = audit(story)
+    assert result.exit_code == 1
+    assert "the customer.subscription.updated of that was not seen" in result.stderr
+    assert "1 invoice, 0 agree; 1 could not be compared" in result.stdout
+    assert "in no line" not in result.stdout
+
+
+def test_packages_are_repaired_with_their_money(tell: Tell) -> None:
+    story = tell()
+    form: dict[str, Any] = {"transform_quantity[divide_by]": 5, "transform_quantity[round]": "up"}
+    form["metadata[om_meter_id]"] = "m1"
+    story.price("packs", **form)
+    (row,) = rows(lacking_on(story, "packs"), status=3)
+    assert figures([row]) == [("line", "12", "10", "2", "0.10")]
+    assert audit(story, "--repair", "--yes").exit_code == 0
+    assert [item["amount"] for item in invoice_items(story)] == [10]
+
+
+def test_a_fraction_is_repaired_with_its_decimals(tell: Tell) -> None:
+    story = lacking(tell)
+    story.use(0.25, T - 20)
+    assert audit(story, "--repair", "--yes").exit_code == 0
+    (item,) = invoice_items(story)
+    assert (item["quantity_decimal"], item["amount"]) == ("2.25", 23)
+    assert rows(story)[0]["missing"] == "0"
+
+
+def test_accounts_are_audited_together(tell: Tell) -> None:
+    story = tell()
+    result = audit(story, "--account", "acct_1", "--account", "acct_2")
+    assert (result.exit_code, result.stdout) == (0, "0 invoices, 0 agree\n")
+    for account in ("acct_1", "acct_2"):
+        seen = story.stripe.fake("GET", f"accounts/{account}/requests")["requests"]
+        assert {entry["path"] for entry in seen} == {
+            "/v1/invoices",
+            "/v1/subscriptions",
+            "/v1/invoiceitems",
+        }
+
+
+def test_many_lines_of_one_time_are_asked_for_together(tell: Tell) -> None:
+    story = tell()
+    for n in range(5):
+        story.call("POST", "customers", name=str(n))
+        story.subscribe(FLEXIBLE, "A", **{"metadata[om_subject]": f"s{n}"})
+        story.use(n + 1, T, subject=f"s{n}")
+    story.to(END + FINAL)
+    story.openmeter.fake("DELETE", "requests")
+    assert len([row for row in rows(story, status=3) if row["kind"] == "line"]) == 5
+    asked = [seen for seen in story.openmeter.requests() if seen["path"].endswith("/query")]
+    assert len(asked) == 3  # the lines, all of the meter's usage, and what overlaps
+
+
+def test_pages_are_read_to_their_end(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    story = lacking(tell)
+    for n in range(3):
+        story.to(T + (n + 1) * DAY)
+        story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    before = rows(story, status=3)
+    monkeypatch.setattr("billing.stripe_api.PAGE_LIMIT", 2)
+    assert rows(story, status=3) == before
+    assert len(before) >= 3
 
 
 class Reader(HTMLParser):

@@ -20,6 +20,7 @@ from billing.invoices import (
     fetch_all_lines,
     fetch_invoiced_periods,
     fetch_line_price,
+    fetch_resets_if_anchor_moved,
     invoice_subscription_id,
     invoiced_period,
     line_amounts,
@@ -27,6 +28,7 @@ from billing.invoices import (
     line_period,
     line_price,
     line_quantity,
+    require_lines,
 )
 from billing.items import (
     InvalidStripeObject,
@@ -37,7 +39,7 @@ from billing.items import (
     read_metadata,
     require_expandable_id,
 )
-from billing.notes import NO_METER, noted_seconds, removed_items
+from billing.notes import NO_METER, metadata_text, noted_seconds, removed_items
 from billing.reports import Outcome, Services
 from billing.spans import OPEN_END, Counted, Coverage, Life, Span
 from billing.stripe_api import Json
@@ -47,6 +49,7 @@ from billing.subscriptions import RUNNING, Subscription, fetch_all_entries, read
 SUBSCRIPTION_OF_INVOICE = "data.parent.subscription_details.subscription"
 # In an invoice item's metadata: the line, or the gap, that it bills what is missing of.
 REPAIRED_LINE = "om_line"
+METER_KEY = "om_meter_id"
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,13 @@ def subscription_lines(
     Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     entries = entries_by_id(subscription)
-    found = fetch_periods(invoice, subscription, entries, {}, source)
+    switches = fetch_switches(invoice, subscription, source)
+    known = ItemsAtPeriodEnd(entries, {}, switches, source.prices)
+    found = fetch_periods(invoice, subscription, known, source)
     periods = found.periods
     if found.unseen:
-        ended = dict.fromkeys(found.unseen, False)
-        periods = fetch_periods(invoice, subscription, entries, ended, source).periods
+        ended = known._replace(kept_price=dict.fromkeys(found.unseen, False))
+        periods = fetch_periods(invoice, subscription, ended, source).periods
     amounts = line_amounts(invoice["lines"]["data"])
     lines = []
     for period in periods:
@@ -165,23 +170,33 @@ def subscription_lines(
 
 
 def fetch_periods(
-    invoice: Json,
-    subscription: Subscription,
-    entries: dict[str, Json],
-    kept_price: dict[str, bool],
-    source: Source,
+    invoice: Json, subscription: Subscription, known: ItemsAtPeriodEnd, source: Source
 ) -> InvoicedPeriods:
-    """Return what an invoice bills, where some items are known to have kept their price, or not.
+    """Return what an invoice bills of what is known of a subscription's items.
 
     Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
+    services = source.services
     return fetch_invoiced_periods(
-        invoice,
-        subscription.fields,
-        ItemsAtPeriodEnd(entries, kept_price, frozenset(), source.prices),
-        source.services.stripe,
-        source.services.window_size,
+        invoice, subscription.fields, known, services.stripe, services.window_size
     )
+
+
+def fetch_switches(invoice: Json, subscription: Subscription, source: Source) -> frozenset[int]:
+    """Return where items of a subscription got another price at a renewal, if some are gone.
+
+    What was noted of that went with the item; the lines of its other invoices still tell it.
+    Raises ReportRefused or ReportFailed.
+    """
+    listed = {line_item(line) for line in invoice["lines"]["data"]} - {None}
+    if listed <= entries_by_id(subscription).keys():
+        return frozenset()
+    prices: dict[tuple[object, int], set[object]] = {}
+    for other in stripe_api.list_invoices(source.services.stripe, subscription.id):
+        for line in require_lines(other):
+            for at in line_period(line) or ():
+                prices.setdefault((line_item(line), at), set()).add(line_price(line))
+    return frozenset(at for (_, at), found in prices.items() if len(found) > 1)
 
 
 def former_lines(invoice: Json, subscription: Subscription, source: Source) -> list[AuditedLine]:
@@ -223,9 +238,10 @@ def former_key(
         return None
     if not isinstance(price_id, str) or period is None or is_repair(line):
         return None
-    if not is_metered(source.fetch_price(price_id, {})):
+    price = source.fetch_price(price_id, {})
+    if not is_metered(price):
         return None
-    return item_that_ended(subscription, period[1], about), price_id, *period
+    return item_that_ended(subscription, period[1], about, price), price_id, *period
 
 
 def invoice_item_details(line: Json) -> Json:
@@ -243,16 +259,27 @@ def is_repair(line: Json) -> bool:
     return isinstance(metadata, Mapping) and REPAIRED_LINE in metadata
 
 
-def item_that_ended(subscription: Subscription, at: int, about: Json) -> str:
-    """Return the item that was removed, or got another price, at a second, as far as is known."""
+def item_that_ended(subscription: Subscription, at: int, about: Json, price: Json) -> str:
+    """Return the item that was removed, or got another price, at a second, as far as is known.
+
+    Of several, it is the one that counts the price's meter; else none: the price tells the meter.
+    """
     if isinstance(about.get("subscription_item"), str):
         return str(about["subscription_item"])
-    for item, removed in removed_items(subscription.fields).items():
-        if removed.removed_at == at:
-            return item
+    meters = {
+        item: removed.meter
+        for item, removed in removed_items(subscription.fields).items()
+        if at in (removed.removed_at, removed.counted_from)
+    }
     for entry in subscription.entries:
-        if at in noted_seconds(entry):
-            return str(entry.get("id"))
+        # One that keeps its price is billed so by the trial that was added to it.
+        keeps_price = (entry.get("price") or {}).get("id") == price.get("id")
+        if keeps_price or at in noted_seconds(entry):
+            meters[str(entry.get("id"))] = metadata_text(entry, METER_KEY)
+    named = metadata_text(price, METER_KEY)
+    alike = [item for item, meter in meters.items() if named and meter in (named, "")]
+    if alike or (meters and not named):
+        return (alike or list(meters))[0]
     return str(about.get("invoice_item") or about.get("id"))
 
 
@@ -261,7 +288,7 @@ def read_former_item(
 ) -> tuple[MeteredItem | None, Json]:
     """Return an item as it was at a price that was replaced, and that price.
 
-    Its end is exact, as are the changes before it. Raises InvalidStripeObject, ReportRefused or
+    Its end is exact, as are changes and resets before it. Raises InvalidStripeObject, ReportRefused or
     ReportFailed.
     """
     item_id, price_id, start, end = key
@@ -280,7 +307,10 @@ def read_former_item(
     if item is None:
         return None, price
     changed = {at for other in subscription.entries for at in noted_seconds(other)}
-    return replace(item, unrounded=item.unrounded | changed | {end}), price
+    resets = fetch_resets_if_anchor_moved(
+        subscription.fields, {"period_end": end}, source.services.stripe
+    )
+    return replace(item, unrounded=item.unrounded | resets | changed | {end}), price
 
 
 def marks(lines: list[Json], subscription: Subscription, source: Source) -> Iterable[MeteredItem]:

@@ -196,6 +196,7 @@ def fetch_switches(invoice: Json, subscription: Subscription, source: Source) ->
         for line in require_lines(other):
             for at in line_period(line) or ():
                 prices.setdefault((line_item(line), at), set()).add(line_price(line))
+    prices = {key: found for key, found in prices.items() if key[0] is not None}
     return frozenset(at for (_, at), found in prices.items() if len(found) > 1)
 
 
@@ -288,8 +289,8 @@ def read_former_item(
 ) -> tuple[MeteredItem | None, Json]:
     """Return an item as it was at a price that was replaced, and that price.
 
-    Its end is exact, as are changes and resets before it. Raises InvalidStripeObject, ReportRefused or
-    ReportFailed.
+    Its end is exact, as are changes and resets before it. Raises InvalidStripeObject,
+    ReportRefused or ReportFailed.
     """
     item_id, price_id, start, end = key
     removed = removed_items(subscription.fields).get(item_id)

@@ -73,7 +73,7 @@ class Audit:
                     yield from self.invoices(source, filters)
                     self.read_what_runs(source, filters)
             except NotReported as error:
-                self.fail(source.name or "the account", str(error))
+                self.fail(f"the account {source.name}".strip(), str(error))
 
     def filters(self, source: Source) -> list[dict[str, str]]:
         """Return which lists to read: all, or those of the wanted subscriptions' customers.

@@ -96,6 +96,10 @@ class StripeConnection:
         """Return the connection to another account (docs.stripe.com/connect/authentication)."""
         return replace(self, scope=scope)
 
+    def key_of(self, object_id: str) -> tuple[str, ...]:
+        """Return what an object is kept by, beside those of other accounts."""
+        return (*self.scope.values(), object_id)
+
 
 def stripe_state(account: StripeConnection) -> str:
     """Return `ok` if Stripe answers and knows the key, or why not."""

@@ -179,7 +179,7 @@ def fetch_usable_billing_meter(account: StripeConnection, meter_id: str) -> Json
 
     Raises ReportFailed if running totals cannot be sent to it.
     """
-    key = (*account.scope.values(), meter_id)
+    key = account.key_of(meter_id)
     read_at, meter = account.meters.get(key, (0.0, None))
     if meter is None or time.monotonic() - read_at > METER_SECONDS:
         read_at = time.monotonic()

@@ -238,7 +238,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
     turn = services.turns.of(services.stripe.key_of(item.id))
     with turn.wait():
         if report.writes and turn.is_overtaken(report.as_of, item.end):
-            log.info("%s: a later report of it came first", item.id)
+            log.info("%s: a later report of it came first", item.id, extra={"item": item.id})
             outcome.skipped.append(item.id)
             return
         total = LatestTotal(services, item)
@@ -246,7 +246,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             outcome.skipped.append(item.id)
             return
         if report.writes:
-            turn.latest = max(turn.latest, report.as_of)
+            turn.note(report.as_of, item.end)
             write(report, total, services, outcome, began)
     warn_of_total(report, total, outcome)
     if report.check:

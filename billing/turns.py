@@ -18,7 +18,7 @@ MOST_TURNS = 10_000
 
 
 class Turn:
-    """What keeps an item's reports apart, and the latest UTC second at which one knew the item."""
+    """What keeps an item's reports apart, and the latest UTC second of which one told."""
 
     def __init__(self) -> None:
         self.lock, self.latest = Lock(), 0
@@ -34,12 +34,16 @@ class Turn:
             self.lock.release()
 
     def is_overtaken(self, as_of: int, end: int) -> bool:
-        """Say whether a report that knew the item later has come before one of a running period.
+        """Say whether a report of a running period comes after one that told of a later second.
 
         The item may be another one by then, with another meter or period. What is known of a
         period after its end stays so.
         """
         return as_of < min(self.latest, end)
+
+    def note(self, as_of: int, end: int) -> None:
+        """Note a report: it tells of the item until then, or until its period's end."""
+        self.latest = max(self.latest, min(as_of, end))
 
 
 class Turns:

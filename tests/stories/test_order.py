@@ -306,7 +306,7 @@ def test_without_a_date_reports_go_by_the_hosts_clock(
 # Pages that are old
 
 
-def let_end_by(story: Story, wire: Wire, call: str, seconds: int, act: Callable[[], Any]) -> None:
+def let_pass(story: Story, wire: Wire, call: str, seconds: int, act: Callable[[], Any]) -> None:
     """Let some seconds pass, and something happen, while a run waits for an answer."""
 
     def pass_by() -> None:
@@ -331,7 +331,7 @@ def test_a_page_read_before_the_end_and_worked_on_after_it_closes_nothing_wrong(
             assert other.post(json.dumps(event)).status_code == 200
         story.use(3, END - 1)
 
-    let_end_by(story, wire, LIST, seconds, close)
+    let_pass(story, wire, LIST, seconds, close)
     assert story.run().exit_code == 0
     assert story.closed_with(END) == "15"
     story.to(story.machine.now + 60)
@@ -346,7 +346,7 @@ def test_a_run_alone_closes_what_ended_since_its_page_was_read(
 ) -> None:
     story = begun(tell, Way("A", {"last_by": last_by}))
     story.to(END - 2)
-    let_end_by(story, wire, LIST, 60, lambda: story.use(5, END - HOUR))
+    let_pass(story, wire, LIST, 60, lambda: story.use(5, END - HOUR))
     assert story.run().exit_code == 0
     assert story.billed_in_the_end() == BILLED
 
@@ -364,15 +364,14 @@ def test_a_run_on_an_old_page_takes_back_nothing_that_a_webhook_reported(
         story.use(5, T)
         assert other.post(touched(story)).status_code == 200
 
-    let_end_by(story, wire, LIST, seconds, use_and_report)
+    let_pass(story, wire, LIST, seconds, use_and_report)
     assert story.run().exit_code == 0
     assert story.stands(START, END) == 15
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["page", "named"])
-@pytest.mark.parametrize("call", ["list", "again"])
+@pytest.mark.parametrize("read", ["page", "old page", "named"])
 def test_what_was_read_is_known_since_before_it_was_asked_for(
-    tell: Tell, wire: Wire, named: bool, call: str
+    tell: Tell, wire: Wire, read: str
 ) -> None:
     """A reset while an answer is on its way: the old total must not stand in the new period."""
     story = tell(last_by="timestamp")
@@ -391,11 +390,12 @@ def test_what_was_read_is_known_since_before_it_was_asked_for(
             assert other.post(json.dumps(event)).status_code == 200
         story.machine.now += 1
 
-    path = f"{LIST}/{story.subscription}" if named or call == "again" else LIST
-    if call == "again" and not named:
+    if read == "old page":
         wire.after(LIST, lambda: story.to(START + 20))
-    let_end_by(story, wire, path, 2, reset_and_report)
-    assert story.run(*(["--subscription", story.subscription] if named else [])).exit_code == 0
+    path = LIST if read == "page" else f"{LIST}/{story.subscription}"
+    let_pass(story, wire, path, 2, reset_and_report)
+    options = ["--subscription", story.subscription] if read == "named" else []
+    assert story.run(*options).exit_code == 0
     begins = story.shown()["items"]["data"][0]["current_period_start"]
     assert story.stands(begins, END) == 3
 

@@ -22,7 +22,7 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
-from billing import events, periodic
+from billing import events, periodic, replay
 from billing.clock import StripeClock
 from billing.items import STRIPE_ID, InvalidStripeObject
 from billing.reports import Outcome, Services, milliseconds_since
@@ -160,6 +160,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
+    app.cli.add_command(replay.replay_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
     add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
@@ -179,6 +180,7 @@ def build_services(settings: Mapping[str, Any]) -> Services:
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         is_live="_live_" in settings["STRIPE_KEY"],
+        account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )
 
 

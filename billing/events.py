@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from billing import changes, losses
+from billing import changes, losses, stripe_api
 from billing.changes import EndedPeriod
 from billing.clock import FRESH_SECONDS
 from billing.closings import (
@@ -161,17 +161,20 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
     """Report the closed periods that a subscription's draft invoice bills; None for other invoices.
 
     While the answer is no 2xx, Stripe holds the draft, for 72 h at most
-    (docs.stripe.com/invoicing/integration/workflow-transitions).
+    (docs.stripe.com/invoicing/integration/workflow-transitions). If it is final by now, what it
+    does not bill is said.
     """
     invoice = event_object(event)
     if not is_subscription_draft(invoice):
         return None
     outcome = Outcome()
-    require_id(invoice, "id", "")
+    invoice_id = require_id(invoice, "id", "")
     billed_units(require_lines(invoice))
     subscription_id = invoice_subscription_id(invoice)
     reports: list[PendingReport] = []
     with outcome.record_errors(subscription_id, refusal_is_final=False):
+        if not is_fresh(event, services):
+            invoice = stripe_api.fetch_invoice(services.stripe, invoice_id)
         current = fetch_current(subscription_id, services)
         reports += invoice_reports(invoice, as_it_is(current), services, outcome)
         skip_unwritten(reports, current, outcome)
@@ -206,6 +209,14 @@ def fetch_event_subscription(
     return known
 
 
+def is_fresh(event: Mapping[str, Any], services: Services) -> bool:
+    """Say whether an event is so young that nothing has changed since."""
+    created, clock = event.get("created"), services.stripe.clock
+    if type(created) is not int or not clock.is_known:
+        return False
+    return -FRESH_SECONDS <= clock.now() - created <= FRESH_SECONDS
+
+
 def fetch_current_unless_fresh(
     event: Mapping[str, Any], known: Subscription, services: Services
 ) -> Subscription:
@@ -215,10 +226,7 @@ def fetch_current_unless_fresh(
     that was named by mistake. So the subscription is read again, unless the event is fresh. A
     test clock has its own time. Raises ReportRefused or ReportFailed.
     """
-    created, previous = event.get("created"), previous_attributes(event)
-    clock = services.stripe.clock
-    age = clock.now() - created if type(created) is int else FRESH_SECONDS + 1
-    is_fresh = clock.is_known and -FRESH_SECONDS <= age <= FRESH_SECONDS
+    previous = previous_attributes(event)
     # What is noted of a change can be younger than an event of its second; a total that counts
     # too much stands only until the next report, so there has to be time for one.
     ends = changes.running_ends(known.fields, known.entries)
@@ -226,7 +234,7 @@ def fetch_current_unless_fresh(
     is_settled = not changes.previous_entries(previous) and not ends_soon
     is_settled &= not was_noted(known.id, services)
     has_periods = changes.item_periods_known(previous, known.entries)
-    if is_fresh and is_settled and has_periods and not is_on_test_clock(known):
+    if is_fresh(event, services) and is_settled and has_periods and not is_on_test_clock(known):
         return known
     return fetch_current(known.id, services)
 

@@ -5,7 +5,6 @@ of Stripe's says it (docs.stripe.com/api/invoice-line-item/object). Times are UT
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -53,18 +52,25 @@ class LineKey(NamedTuple):
     end: int
 
 
+class BilledUnits(NamedTuple):
+    """What the lines of one item bill together, and whether they tell whole units only."""
+
+    units: Decimal
+    are_whole: bool
+
+
 @dataclass(frozen=True)
 class InvoicedPeriod:
     """What an invoice bills of one metered item and price in one period.
 
-    `units` is the sum over its lines, of which tiers give several. `unit_amount` is in the
+    `billed` is the sum over its lines, of which tiers give several. `unit_amount` is in the
     currency's minor unit, or None where the price has no single one. With `is_fixed`, what is
-    reported from now on changes `units` no more.
+    reported from now on changes `billed` no more.
     """
 
     item: MeteredItem
     invoice: str
-    units: Decimal
+    billed: BilledUnits
     unit_amount: Decimal | None
     currency: str
     is_draft: bool
@@ -73,13 +79,14 @@ class InvoicedPeriod:
     def difference_text(self, metered: Decimal) -> str | None:
         """Say how many metered units the invoice does not bill, or bills too many; None if none.
 
-        A quantity without decimals, as older API versions have it, is compared without them.
+        Quantities without decimals, as older API versions have them, are compared without.
         """
-        missing = metered - self.units
-        if missing == 0 or (self.units == int(self.units) and int(metered) == self.units):
+        billed = self.billed.units
+        missing = metered - billed
+        if missing == 0 or (self.billed.are_whole and int(metered) == billed):
             return None
         word = "not billed" if missing > 0 else "billed too many"
-        units = f"{plain(metered)} metered, {plain(self.units)} on invoice {self.invoice}"
+        units = f"{plain(metered)} metered, {plain(billed)} on invoice {self.invoice}"
         return f"{units}: {plain(abs(missing))} units{self.money_text(abs(missing))} {word}"
 
     def money_text(self, units: Decimal) -> str:
@@ -135,7 +142,7 @@ def fetch_invoiced_periods(
     prices: dict[str, Json] = {}
     found: list[InvoicedPeriod] = []
     unseen: set[str] = set()
-    for key, units in billed_units(lines).items():
+    for key, billed in billed_units(lines).items():
         entry = line_entry(key, known, removed)
         price = fetch_line_price(key.price, entry, prices, account)
         renewed_unchanged = known.kept_price.get(
@@ -158,18 +165,18 @@ def fetch_invoiced_periods(
             continue
         exact = resets if renewed_unchanged else resets | {key.end}
         item = replace(item, unrounded=item.unrounded | exact)
-        found.append(invoiced_period(invoice, item, units, price, entry))
+        found.append(invoiced_period(invoice, item, billed, price, entry))
     return InvoicedPeriods(found, unseen)
 
 
 def invoiced_period(
-    invoice: Json, item: MeteredItem, units: Decimal, price: Json, entry: Json
+    invoice: Json, item: MeteredItem, billed: BilledUnits, price: Json, entry: Json
 ) -> InvoicedPeriod:
     """Return what an invoice bills of an item. Raises InvalidStripeObject."""
     return InvoicedPeriod(
         item=item,
         invoice=require_id(invoice, "id", ""),
-        units=units,
+        billed=billed,
         unit_amount=unit_amount(price),
         currency=read_currency(price),
         is_draft=invoice.get("status") == "draft",
@@ -207,19 +214,22 @@ def kept_price(key: LineKey, entry: Json, price: Json, removed: RemovedItem | No
     return True if carries_usage_over else None
 
 
-def billed_units(lines: list[Json]) -> dict[LineKey, Decimal]:
+def billed_units(lines: list[Json]) -> dict[LineKey, BilledUnits]:
     """Return the units that the lines of subscription items bill, by item, price and period.
 
     One-off items, prorations and credits are none of these. Raises InvalidStripeObject.
     """
-    units: dict[LineKey, Decimal] = defaultdict(Decimal)
+    found: dict[LineKey, BilledUnits] = {}
     for line in lines:
         item, price, period = line_item(line), line_price(line), line_period(line)
         if isinstance(item, str) and isinstance(price, str) and period:
             if not STRIPE_ID.fullmatch(item) or not STRIPE_ID.fullmatch(price):
                 raise InvalidStripeObject("lines.data has an item or price that is no id")
-            units[LineKey(item, price, *period)] += line_quantity(line)
-    return dict(units)
+            key = LineKey(item, price, *period)
+            before = found.get(key, BilledUnits(Decimal(0), are_whole=True))
+            whole = before.are_whole and line.get("quantity_decimal") is None
+            found[key] = BilledUnits(before.units + line_quantity(line), whole)
+    return found
 
 
 def fetch_line_price(

@@ -17,7 +17,6 @@ from typing import Any
 import click
 from flask import current_app
 from flask.cli import with_appcontext
-from pyrate_limiter import Duration, Limiter, Rate
 from tabulate import tabulate
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,8 +25,19 @@ import usage
 from billing import stripe_api, ways
 from billing.clock import FRESH_SECONDS
 from billing.closings import as_it_is, invoice_reports
+from billing.commands import (
+    DIFFERENT,
+    FAILED,
+    INTERRUPTED,
+    LIVE_RATE,
+    TEST_RATE,
+    account_option,
+    connections,
+    parse_ids,
+    with_batch_limits,
+)
 from billing.invoices import invoice_subscription_id, is_subscription_draft
-from billing.items import STRIPE_ID, InvalidStripeObject, MeteredItem, overlap
+from billing.items import InvalidStripeObject, MeteredItem, overlap
 from billing.reports import (
     Outcome,
     PendingReport,
@@ -49,15 +59,11 @@ from billing.subscriptions import (
 )
 from service.transport import MAX_CONNECTIONS
 
-# Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
-TEST_RATE, LIVE_RATE = 20, 80
-# A run can wait longer than a delivery while Stripe is busy.
-BUSY_SECONDS = 60
 # The longest that a draft stays one (docs.stripe.com/invoicing/integration/workflow-transitions).
 DRAFT_SECONDS = 72 * 3_600
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
 USED_DAYS = 35
-FAILED, DIFFERENT, INTERRUPTED = 1, 3, 130
+WORST_FIRST = (INTERRUPTED, FAILED, DIFFERENT)
 
 
 @dataclass(frozen=True)
@@ -426,25 +432,6 @@ def run_to_exit_status(run: Run, ids: list[str], workers: int) -> int:
     return run.exit_status()
 
 
-def with_batch_limits(services: Services, rate: int) -> Services:
-    """Return the services with `rate` requests a second to Stripe (0: no limit), and patience."""
-    account = replace(services.stripe, busy_seconds=BUSY_SECONDS)
-    if rate:
-        limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
-        account = replace(account, pace=partial(limiter.try_acquire, "stripe"))
-    return replace(services, stripe=account)
-
-
-def parse_subscription_ids(
-    _: click.Context, __: click.Parameter, given: tuple[str, ...]
-) -> list[str]:
-    """Accept ids, each once."""
-    for subscription_id in given:
-        if not STRIPE_ID.fullmatch(subscription_id):
-            raise click.BadParameter(f"{subscription_id!r} is no id")
-    return list(dict.fromkeys(given))
-
-
 def plain_decimal(value: object) -> object:
     """Return a value as JSON and the table show it: an amount in plain digits."""
     return f"{value:f}" if isinstance(value, Decimal) else value
@@ -469,7 +456,7 @@ def comparison_table(rows: list[Mapping[str, Any]]) -> str:
     "ids",
     multiple=True,
     metavar="SUB",
-    callback=parse_subscription_ids,
+    callback=parse_ids,
     help="Only this subscription; may be given more than once.",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
@@ -488,23 +475,32 @@ def comparison_table(rows: list[Mapping[str, Any]]) -> str:
     help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
     f"{LIVE_RATE} with a live one]",
 )
+@account_option
 @with_appcontext
-def report_command(
-    ids: list[str], dry: bool, as_json: bool, workers: int, rate: int | None
-) -> None:
+def report_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
     """Report the running period of every subscription that can still be billed.
 
     With a Billing Meter, the closed period too, while its invoice is a draft.
 
     Exit status: 0; 1 if something failed; 3 if --dry-run found a difference; 130 if interrupted.
     """
+    services = with_batch_limits(current_app.extensions["services"], rate)
+    statuses = []
+    for each in connections(services, accounts):
+        statuses.append(run_on_account(each, ids, **how))
+        if statuses[-1] == INTERRUPTED:
+            break
+    sys.exit(next((status for status in WORST_FIRST if status in statuses), 0))
+
+
+def run_on_account(
+    services: Services, ids: list[str], *, dry: bool, as_json: bool, workers: int
+) -> int:
+    """Make one run with one account; print what became of it, and return the exit status."""
     began = time.monotonic()
-    services: Services = current_app.extensions["services"]
-    if rate is None:
-        rate = LIVE_RATE if services.is_live else TEST_RATE
     rows: list[Mapping[str, Any]] = []
     with tqdm(unit=" items", disable=None) as bar, logging_redirect_tqdm([log]):
-        run = Run(with_batch_limits(services, rate), dry, only_some=bool(ids), tick=bar.update)
+        run = Run(services, dry, only_some=bool(ids), tick=bar.update)
         if as_json:
             run.show = lambda entry: bar.write(json.dumps(entry, default=plain_decimal))
         elif dry:
@@ -514,5 +510,6 @@ def report_command(
         click.echo(comparison_table(rows))
     for entry in run.failures:
         click.echo(f"failed: {entry['item']}: {entry['error']}", err=True)
-    click.echo(run.summary(time.monotonic() - began), err=as_json)
-    sys.exit(status)
+    of_account = "".join(f"{account}: " for account in services.stripe.scope.values())
+    click.echo(of_account + run.summary(time.monotonic() - began), err=as_json)
+    return status

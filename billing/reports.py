@@ -80,9 +80,10 @@ class Turns:
 class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
 
-    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage. `turns` keeps
-    reports of one item apart. `noted` has the subscriptions of which this process noted a change
-    of late, and when (monotonic seconds).
+    `account_option` is how Stripe is told of another account: an organization's key needs
+    `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
+    usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
+    process noted a change of late, and when (monotonic seconds).
     """
 
     openmeter: openmeter.Client
@@ -90,6 +91,7 @@ class Services:
     window_size: str
     pool: Executor
     is_live: bool
+    account_option: str = "stripe_account"
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
     turns: Turns = field(default_factory=Turns)
     noted: dict[str, float] = field(default_factory=dict)
@@ -277,7 +279,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
     began, item, turn = time.monotonic(), report.item, services.turns.of(report.item.id)
     with turn.wait():
         if report.writes and turn.is_overtaken(report):
-            log.info("%s: a later report of it went out before", item.id)
+            log.info("%s: a later report of it came first", item.id)
             outcome.skipped.append(item.id)
             return
         total = LatestTotal(services, item)

@@ -19,6 +19,8 @@ from billing.clock import StripeClock
 from usage import one_line
 
 MAX_PAGES = 10
+# The most that Stripe gives in one page (docs.stripe.com/api/pagination).
+PAGE_LIMIT = 100
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
 
@@ -189,13 +191,25 @@ def list_subscriptions_with_latest_invoice(
     return list_page(account, "/v1/subscriptions", after, expand=["data.latest_invoice"], **filters)
 
 
+def list_undelivered_events(
+    account: StripeConnection, types: list[str], since: int, after: str | None = None
+) -> Page:
+    """Read up to 100 events since a UTC second of which a delivery failed or is pending.
+
+    The newest come first; Stripe keeps 30 days (docs.stripe.com/api/events/list). Raises
+    ReportRefused or ReportFailed.
+    """
+    filters = {"types": types, "delivery_success": "false", "created": {"gte": str(since)}}
+    return list_page(account, "/v1/events", after, **filters)
+
+
 def list_page(account: StripeConnection, path: str, after: str | None, **filters: Any) -> Page:
     """Read up to 100 entries of a list (docs.stripe.com/api/pagination).
 
     Raises ReportRefused or ReportFailed.
     """
     start = {"starting_after": after} if after else {}
-    page = call(account, "get", path, limit=100, **filters, **start)
+    page = call(account, "get", path, limit=PAGE_LIMIT, **filters, **start)
     entries = page.get("data")
     if not isinstance(entries, list) or not all(has_id(entry) for entry in entries):
         raise ReportFailed("Stripe's answer is no list")

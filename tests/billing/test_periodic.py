@@ -20,7 +20,7 @@ from click.testing import Result
 from pytest_mock import MockerFixture
 
 import usage
-from billing import periodic, stripe_api
+from billing import commands, periodic, stripe_api
 from billing.clock import report_second
 from billing.stripe_api import Page, StripeConnection
 from fakes.processes import ROOT, Processes, call
@@ -442,9 +442,9 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 def test_the_usual_rate_depends_on_the_key(
     start: Start, mocker: MockerFixture, key: str, rate: int
 ) -> None:
-    paced = mocker.spy(periodic, "with_batch_limits")
+    paced = mocker.spy(commands, "Rate")
     report(start(STRIPE_KEY=key))
-    assert [call.args[1] for call in paced.call_args_list] == [rate]
+    assert [call.args[0] for call in paced.call_args_list] == [rate]
 
 
 def test_requests_to_stripe_keep_to_the_rate(many: Many) -> None:

@@ -78,7 +78,8 @@ def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
         return made
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("time.time", partial(getattr, clock, "now")))
+        for name in ("time.time", "time.monotonic"):
+            stack.enter_context(mock.patch(name, partial(getattr, clock, "now")))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
         stack.enter_context(mock.patch("service.clients.http_session", session))
         stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))

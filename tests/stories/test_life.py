@@ -1624,6 +1624,17 @@ def test_a_change_soon_after_a_renewal_leaves_each_unit_in_one_period(
     assert len({value for second, value in story.sent() if END - DAY < second < END}) == 1
 
 
+def test_a_fraction_that_an_invoice_lacks_is_said(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.use(0.75, T - 60)
+    story.to(T)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    (said,) = story.warned("reset")
+    assert "0.75 units" in said
+
+
 # Boundaries to the second, whatever the window
 
 

@@ -1,0 +1,58 @@
+"""What the commands share: ids, the accounts that they work on, and how fast they call Stripe."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import click
+from pyrate_limiter import Duration, Limiter, Rate
+
+from billing.items import STRIPE_ID
+from billing.reports import Services
+
+# Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
+TEST_RATE, LIVE_RATE = 20, 80
+# A command can wait longer than a delivery while Stripe is busy.
+BUSY_SECONDS = 60
+FAILED, DIFFERENT, INTERRUPTED = 1, 3, 130
+
+
+def parse_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """Accept ids of Stripe's, each once."""
+    for one in given:
+        if not STRIPE_ID.fullmatch(one):
+            raise click.BadParameter(f"{one!r} is no id")
+    return list(dict.fromkeys(given))
+
+
+def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take accounts."""
+    return click.option(
+        "--account",
+        "accounts",
+        multiple=True,
+        metavar="ACCT",
+        callback=parse_ids,
+        help="This connected account instead of the key's own; may be given more than once.",
+    )(command)
+
+
+def connections(services: Services, accounts: list[str]) -> Iterator[Services]:
+    """Yield the services of each account, or of the key's own."""
+    for account in accounts:
+        scope = {services.account_option: account}
+        yield replace(services, stripe=services.stripe.for_scope(**scope))
+    if not accounts:
+        yield services
+
+
+def with_batch_limits(services: Services, rate: int | None = None) -> Services:
+    """Return the services with so many requests a second to Stripe (0: no limit), and patience."""
+    account = replace(services.stripe, busy_seconds=BUSY_SECONDS)
+    if rate is None:
+        rate = LIVE_RATE if services.is_live else TEST_RATE
+    if rate:
+        limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
+        account = replace(account, pace=partial(limiter.try_acquire, "stripe"))
+    return replace(services, stripe=account)

@@ -148,6 +148,40 @@ def test_of_two_processes_the_later_total_stands(tell: Tell, wire: Wire, way: Wa
     assert stands(story) == 15
 
 
+@pytest.mark.parametrize("metrics", ["0", "1"])
+@pytest.mark.parametrize("price", ["A", "R"])
+def test_an_event_that_a_later_one_overtook_is_skipped(
+    tell: Tell, metrics: str, price: str
+) -> None:
+    story = tell(METRICS=metrics)
+    story.subscribe(CLASSIC, price)
+    story.used(15, T)
+    earlier = touched(story)
+    story.to(T + 5)
+    later = touched(story)
+    story.to(T + 6)
+    assert story.service.post(later).json["reported"]
+    answer = story.service.post(earlier)
+    assert answer.status_code == 200
+    assert (answer.json["reported"], answer.json["skipped"]) == ([], story.items())
+    assert stands(story) == 15
+
+
+@READINGS
+def test_a_closing_report_holds_back_no_running_one(tell: Tell, way: Way) -> None:
+    story = begun(tell, way)
+    story.to(END + 60)
+    story.deliver("updated")
+    story.to(END + DAY)
+    story.use(5, END + HOUR)
+    event = touched(story)
+    (draft,) = [event for event in story.kept if event["type"] == "invoice.created"]
+    story.to(END + DAY + 2)
+    assert story.service.post(json.dumps(draft)).status_code == 200
+    assert story.service.post(event).status_code == 200
+    assert story.stands(END, END + 2 * DAY) == 5
+
+
 @READINGS
 def test_two_that_close_one_period_at_once_bill_the_later_total(
     tell: Tell, wire: Wire, way: Way

@@ -95,7 +95,7 @@ class CountLines(logging.Handler):
         if "meter_error" in fields and not self.repeats_warning(fields):
             code = fields["meter_error"]
             METER_ERRORS.labels(code if code in METER_ERROR_CODES else OTHER).inc(fields["count"])
-        if "way" in fields and fields["outcome"] != "warned":
+        if "way" in fields and fields.get("outcome") in LABELS["reports"]:
             REPORTS.labels(fields["way"], fields["outcome"]).inc()
 
     def repeats_warning(self, fields: dict[str, object]) -> bool:

@@ -68,6 +68,7 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
         ("-0.000000001", "-0.000000001"),
         ("-150", "-150"),
         ("9007199254740992", "9007199254740992"),
+        ("-9007199254740992", "-9007199254740992"),
         ("9007199254740991.5", "9007199254740991.5"),
     ],
 )
@@ -121,6 +122,14 @@ def test_a_quantity_is_rounded_as_the_setting_says(
     assert quantities == [down, half_up, up]
 
 
+@pytest.mark.parametrize("value", ["10", "10.0", "1e1", "0.1", "12345678.123456789"])
+def test_the_one_row_of_an_answer_is_the_total(mocker: MockerFixture, value: str) -> None:
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    client.send_request.return_value.status_code = 200
+    client.send_request.return_value.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    assert usage.total(client, "m1", "cus_123", START, END) == Decimal(value)
+
+
 @pytest.mark.parametrize("start", [END, END + timedelta(seconds=1230)])
 def test_an_empty_period_is_zero_without_a_query(mocker: MockerFixture, start: datetime) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
@@ -155,3 +164,8 @@ def test_two_totals_are_not_added_up(mocker: MockerFixture) -> None:
     client.send_request.return_value.text.return_value = '{"data": [{"value": 1}, {"value": 2}]}'
     with pytest.raises(usage.QueryFailed, match="meter m1: OpenMeter answered 2 totals"):
         usage.total(client, "m1", "cus_123", START, END)
+
+
+def test_a_text_of_somebody_elses_is_one_printable_line() -> None:
+    assert usage.one_line("no\n such\x1b[2J\x00 meter\u2028\u202e") == "no such [2J meter"
+    assert len(usage.one_line("x" * 2_000)) == 300

@@ -38,8 +38,8 @@ fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=1000000 $(PYTEST) tests/stories/test_fuzz.py
 
 mutants: mutants/.venv/installed
-	PATH="$(CURDIR)/mutants/.venv/bin:$$PATH" mutmut run $(patsubst %.py,%.*,$(subst /,.,$(FILES)))
-	mutants/.venv/bin/mutmut results
+	PATH="$(CURDIR)/mutants/.venv/bin:$$PATH" nice mutmut run $(patsubst %.py,'%.*',$(subst /,.,$(FILES)))
+	@mutants/.venv/bin/mutmut results | grep -Ev ': (not checked|caught by type check)$$' || true
 
 mutants/.venv/installed: requirements.lock Makefile
 	$(PYTHON) -m venv --clear mutants/.venv

@@ -180,6 +180,7 @@ def build_services(settings: Mapping[str, Any]) -> Services:
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         is_live="_live_" in settings["STRIPE_KEY"],
+        account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )
 
 

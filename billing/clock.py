@@ -14,9 +14,9 @@ FRESH_SECONDS = 5
 OFF_SECONDS = 30
 # Answers overtake each other, and their `Date` has whole seconds: so much is no step back.
 JITTER_SECONDS = 2
-# Reports of a period's first minutes, and of those after its end, have a second each; later
-# ones share it with those of the same minute.
-FINE_SECONDS, COARSE_SECONDS = 300, 60
+# In a period's first minutes, and in those after its end, each second has one of its own; later,
+# two seconds of a running period share one, and so does a minute after its end.
+FINE_SECONDS, RUNNING_SHARE, CLOSED_SHARE = 300, 2, 60
 
 log = logging.getLogger("app")
 
@@ -29,15 +29,15 @@ class Heard(NamedTuple):
     host: float
 
 
-def report_steps(seconds: int) -> int:
+def report_steps(seconds: int, share: int) -> int:
     """Return how many seconds a report moves on while these pass."""
     fine = min(seconds, FINE_SECONDS)
-    return fine + (seconds - fine) // COARSE_SECONDS
+    return fine + (seconds - fine) // share
 
 
 # What is kept free before a period's end for the reports after it: 72 h that a draft can be held,
 # and as much again that a team can let it wait; and a day.
-RESERVED_SECONDS = report_steps(7 * 24 * HOUR) + 1
+RESERVED_SECONDS = report_steps(7 * 24 * HOUR, CLOSED_SHARE) + 1
 
 
 def report_second(start: int, end: int, known_at: int) -> int:
@@ -46,17 +46,14 @@ def report_second(start: int, end: int, known_at: int) -> int:
     Whichever way Stripe reads "last" of a Billing Meter, a report that knows more wins: what is
     known a minute later has a later second, before and after the end. So reports of a running
     period lag, and leave its last RESERVED_SECONDS to those that come after the end, whenever
-    that is. A period of three hours keeps them all apart for a week, one of an hour for two days;
-    then they share its last second. Boundaries are left out.
+    that is. A period of six hours keeps them all apart for a week, one of 2 h 40 min for 72 h, one
+    of an hour for 22 h; then they share its last second. Boundaries are left out.
     """
-    running = max(
-        start + 1,
-        start + report_steps(min(known_at, end) - start),
-        min(known_at, end) - RESERVED_SECONDS,
-    )
+    until = min(known_at, end)
+    lagging = max(start + report_steps(until - start, RUNNING_SHARE), until - RESERVED_SECONDS)
     if known_at < end:
-        return max(start + 1, min(running, end - 2))
-    return min(running + report_steps(known_at - end), end - 1)
+        return max(start + 1, min(lagging, end - 2))
+    return min(max(start + 1, lagging) + report_steps(known_at - end, CLOSED_SHARE), end - 1)
 
 
 class StripeClock:
@@ -115,6 +112,6 @@ class StripeClock:
             return
         self.warned_at = now
         side = "ahead of" if ahead > 0 else "behind"
-        reason = f"this host's clock is {abs(ahead)} seconds {side} Stripe's"
-        fields = {"warning": "clock", "outcome": "warned"}
-        log.warning("%s: set it; until then, reports go by Stripe's", reason, extra=fields)
+        cure = "set it; until then, reports go by Stripe's"
+        reason = f"this host's clock is {abs(ahead)} seconds {side} Stripe's: {cure}"
+        log.warning("%s", reason, extra={"warning": "clock", "outcome": "warned"})

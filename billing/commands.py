@@ -41,8 +41,8 @@ def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def connections(services: Services, accounts: list[str]) -> Iterator[Services]:
     """Yield the services of each account, or of the key's own."""
     for account in accounts:
-        stripe = services.stripe.for_scope(stripe_account=account)
-        yield replace(services, stripe=stripe)
+        scope = {services.account_option: account}
+        yield replace(services, stripe=services.stripe.for_scope(**scope))
     if not accounts:
         yield services
 

@@ -53,12 +53,12 @@ def remember(subscription_id: str, services: Services) -> None:
     for other, at in list(services.noted.items()):
         if now - at > NOTED_SECONDS:
             services.noted.pop(other, None)
-    services.noted[subscription_id] = now
+    services.noted[services.stripe.key_of(subscription_id)] = now
 
 
 def was_noted(subscription_id: str, services: Services) -> bool:
     """Say whether a fresh event of a subscription may not have its last note."""
-    noted_at = services.noted.get(subscription_id)
+    noted_at = services.noted.get(services.stripe.key_of(subscription_id))
     return noted_at is not None and time.monotonic() - noted_at <= NOTED_SECONDS
 
 

@@ -510,5 +510,6 @@ def run_on_account(
         click.echo(comparison_table(rows))
     for entry in run.failures:
         click.echo(f"failed: {entry['item']}: {entry['error']}", err=True)
-    click.echo(run.summary(time.monotonic() - began), err=as_json)
+    of_account = "".join(f"{account}: " for account in services.stripe.scope.values())
+    click.echo(of_account + run.summary(time.monotonic() - began), err=as_json)
     return status

@@ -2,14 +2,12 @@
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from decimal import Decimal
-from threading import Lock
 from typing import Any
 
 import openmeter
@@ -24,65 +22,26 @@ from billing.stripe_api import (
     ReportFailed,
     StripeConnection,
 )
+from billing.turns import Turns
 from service.logs import bound_log_fields
 from service.transport import seconds_left
 
 # A total that is older is asked again before it goes out.
 ASK_AGAIN_SECONDS = 3
-# The longest that a report waits for another one of its item: two calls and their repetitions.
-TURN_SECONDS = 60
 # A period's first record is for its second second; Stripe's clock is known to a second.
 FIRST_SECONDS = 2
-# Of how many items a process remembers which report of them went out last.
-MOST_TURNS = 10_000
 
 log = logging.getLogger("app")
-
-
-class Turn:
-    """One report of an item at a time, and the latest second of which one knew the item."""
-
-    def __init__(self) -> None:
-        self.lock, self.latest = Lock(), 0
-
-    @contextmanager
-    def wait(self) -> Iterator[None]:
-        """Wait until no other report of the item is under way. Raises ReportFailed."""
-        if not self.lock.acquire(timeout=max(0, min(TURN_SECONDS, seconds_left()))):
-            raise ReportFailed("another report of it was under way for too long")
-        try:
-            yield
-        finally:
-            self.lock.release()
-
-    def is_overtaken(self, report: "PendingReport") -> bool:
-        """Say whether a running period may be another one by now: a later report went out."""
-        return report.as_of < min(self.latest, report.item.end)
-
-
-class Turns:
-    """The turns of the items that this process reported of late."""
-
-    def __init__(self) -> None:
-        self.lock, self.turns = Lock(), OrderedDict[str, Turn]()
-
-    def of(self, item: str) -> Turn:
-        """Return the turn of an item."""
-        with self.lock:
-            turn = self.turns.setdefault(item, Turn())
-            self.turns.move_to_end(item)
-            if len(self.turns) > MOST_TURNS:
-                self.turns.popitem(last=False)
-            return turn
 
 
 @dataclass(frozen=True)
 class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
 
-    `trust_no_rows` says whether an answer of OpenMeter's without rows is no usage. `turns` keeps
-    reports of one item apart. `noted` has the subscriptions of which this process noted a change
-    of late, and when (monotonic seconds).
+    `account_option` is how Stripe is told of another account: an organization's key needs
+    `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
+    usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
+    process noted a change of late, and when (monotonic seconds).
     """
 
     openmeter: openmeter.Client
@@ -90,9 +49,10 @@ class Services:
     window_size: str
     pool: Executor
     is_live: bool
+    account_option: str = "stripe_account"
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
     turns: Turns = field(default_factory=Turns)
-    noted: dict[str, float] = field(default_factory=dict)
+    noted: dict[tuple[str, ...], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,10 +234,11 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
 
     Of two reports of an item, the later one asks OpenMeter when the first has gone out.
     """
-    began, item, turn = time.monotonic(), report.item, services.turns.of(report.item.id)
+    began, item = time.monotonic(), report.item
+    turn = services.turns.of(services.stripe.key_of(item.id))
     with turn.wait():
-        if report.writes and turn.is_overtaken(report):
-            log.info("%s: a later report of it went out before", item.id)
+        if report.writes and turn.is_overtaken(report.as_of, item.end):
+            log.info("%s: a later report of it came first", item.id, extra={"item": item.id})
             outcome.skipped.append(item.id)
             return
         total = LatestTotal(services, item)
@@ -285,7 +246,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             outcome.skipped.append(item.id)
             return
         if report.writes:
-            turn.latest = max(turn.latest, report.as_of)
+            turn.note(report.as_of, item.end)
             write(report, total, services, outcome, began)
     warn_of_total(report, total, outcome)
     if report.check:

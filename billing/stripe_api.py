@@ -96,6 +96,10 @@ class StripeConnection:
         """Return the connection to another account (docs.stripe.com/connect/authentication)."""
         return replace(self, scope=scope)
 
+    def key_of(self, object_id: str) -> tuple[str, ...]:
+        """Return what an object is kept by, beside those of other accounts."""
+        return (*self.scope.values(), object_id)
+
 
 def stripe_state(account: StripeConnection) -> str:
     """Return `ok` if Stripe answers and knows the key, or why not."""
@@ -292,7 +296,8 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
         answer = response.data
     except stripe.InvalidRequestError as error:
         account.clock.hear(error.headers, sent_at)
-        raise refused_or_failed(error) from error
+        now = account.clock.now()
+        raise refused_or_failed(error, options.get("timestamp", now), now) from error
     except stripe.StripeError as error:
         account.clock.hear(error.headers, sent_at)
         raise kind_of_failure(error)(error_reason(error), error.request_id) from error
@@ -311,26 +316,29 @@ def kind_of_failure(error: stripe.StripeError) -> type[ReportFailed]:
     return StripeUnavailable if is_silent else ReportFailed
 
 
-def refused_or_failed(error: stripe.InvalidRequestError) -> ReportRefused | ReportFailed:
-    """Say whether a later try could succeed."""
+def refused_or_failed(
+    error: stripe.InvalidRequestError, timestamp: int, now: int
+) -> ReportRefused | ReportFailed:
+    """Say whether a later try could succeed, where `timestamp` was sent and it is `now`, if any."""
     reason = error_reason(error)
-    if is_of_past(error):
+    if is_of_past(error, timestamp, now):
         return PeriodClosed(f"the billing period has closed: {reason}", error.request_id)
     if error.code == "resource_missing":
         return GoneFromStripe(f"gone from Stripe: {reason}", error.request_id)
     return ReportFailed(reason, error.request_id)
 
 
-def is_of_past(error: stripe.InvalidRequestError) -> bool:
+def is_of_past(error: stripe.InvalidRequestError, timestamp: int, now: int) -> bool:
     """Say whether Stripe refuses a time as past: one in the future is taken later.
 
-    Usage records have no code for it, and say that it "must not be in the future"
+    Where it gives no code, what was sent tells it, or the words: a test clock has its own time.
+    A usage record's "must not be in the future"
     (docs.stripe.com/api/usage_records/create?api-version=2025-02-24.acacia).
     """
     if error.code in TIME_CODES:
         return TIME_CODES[error.code]
     is_of_time = error.param == "timestamp" and error.http_status == BAD_REQUEST
-    return is_of_time and "future" not in error_reason(error)
+    return is_of_time and timestamp <= now and "future" not in error_reason(error)
 
 
 def error_reason(error: stripe.StripeError) -> str:

@@ -89,15 +89,14 @@ def send_meter_event(
     meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     payload = {meter["customer_mapping"]["event_payload_key"]: item.customer}
     value_key = meter["value_settings"]["event_payload_key"]
-    form = {
-        "event_name": meter["event_name"],
-        "timestamp": report_second(item.counted_from, item.end, as_of),
-        "payload": payload,
-    }
+    began = time.monotonic()
 
     def latest_form() -> Json:
+        # A running period may end while this waits, a closed one goes on to be so.
+        waited = int(time.monotonic() - began) if as_of >= item.end else 0
         payload[value_key] = meter_value(total())
-        return form
+        second = report_second(item.counted_from, item.end, as_of + waited)
+        return {"event_name": meter["event_name"], "timestamp": second, "payload": payload}
 
     event = post_latest(account, "/v1/billing/meter_events", latest_form)
     if event.get("object") != "billing.meter_event":
@@ -179,7 +178,7 @@ def fetch_usable_billing_meter(account: StripeConnection, meter_id: str) -> Json
 
     Raises ReportFailed if running totals cannot be sent to it.
     """
-    key = (*account.scope.values(), meter_id)
+    key = account.key_of(meter_id)
     read_at, meter = account.meters.get(key, (0.0, None))
     if meter is None or time.monotonic() - read_at > METER_SECONDS:
         read_at = time.monotonic()

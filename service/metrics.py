@@ -20,6 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+# What makes two warnings of one event the same.
+WARNING_KEY = ("event", "item", "warning", "meter_error", "period")
 # How many warnings are remembered, so that an event that comes again does not count again.
 MOST_WARNED = 10_000
 PREFIX = "openmeter_stripe"
@@ -90,17 +92,17 @@ class CountLines(logging.Handler):
             self.count_delivery(fields)
         if "warning" in fields and not self.repeats_warning(fields):
             WARNINGS.labels(fields["warning"]).inc()
-        if "meter_error" in fields:
+        if "meter_error" in fields and not self.repeats_warning(fields):
             code = fields["meter_error"]
             METER_ERRORS.labels(code if code in METER_ERROR_CODES else OTHER).inc(fields["count"])
-        if "way" in fields and fields["outcome"] != "warned":
+        if "way" in fields and fields.get("outcome") in LABELS["reports"]:
             REPORTS.labels(fields["way"], fields["outcome"]).inc()
 
     def repeats_warning(self, fields: dict[str, object]) -> bool:
         """Say whether an event that came again warned of the same before."""
         if "event" not in fields:
             return False
-        key = tuple(fields.get(name) for name in ("event", "item", "warning", "period"))
+        key = tuple(fields.get(name) for name in WARNING_KEY)
         known = key in self.warned
         self.warned[key] = None
         if len(self.warned) > MOST_WARNED:

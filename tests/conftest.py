@@ -228,7 +228,9 @@ class OpenMeter(StandIn):
     count: int = 0
 
     def meter(self, slug: str, aggregation: str = "SUM") -> None:
-        fields = {"aggregation": aggregation, "eventType": slug, "valueProperty": "$.duration"}
+        fields = {"aggregation": aggregation, "eventType": slug}
+        if aggregation != "COUNT":
+            fields["valueProperty"] = "$.duration"
         call("POST", f"{self.url}/api/v1/meters", {"slug": slug, **fields})
 
     def use(

@@ -61,12 +61,17 @@ ARROWS = {
         "usage",
     },
     "billing.reports": {
+        "billing.turns",
         "billing.items",
         "billing.stripe_api",
         "billing.ways",
         "service.logs",
         "service.transport",
         "usage",
+    },
+    "billing.turns": {
+        "billing.stripe_api",
+        "service.transport",
     },
     "billing.losses": {
         "billing.invoices",

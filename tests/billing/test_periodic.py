@@ -85,7 +85,8 @@ def many(start: Start) -> Many:
             | {"subject": found["customer"], "time": moment, "data": {"duration": 3}}
             for found in subscribe(service.stripe, count, price["id"])
         ]
-        call("POST", f"{service.openmeter.url}/api/v1/events", events)
+        if events:  # OpenMeter refuses an empty list
+            call("POST", f"{service.openmeter.url}/api/v1/events", events)
         return service
 
     return started

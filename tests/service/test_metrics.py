@@ -126,19 +126,22 @@ def test_the_docs_name_what_there_is(service: Service) -> None:
     tabled = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?`) \|", table, re.M))))
     assert {"deliveries_total", "call_seconds"} < tabled <= names
     alerts = set(re.findall(rf"{PREFIX}(\w+)", text.split("```yaml\ngroups:")[1].split("```")[0]))
-    assert len(alerts) == 3
+    assert len(alerts) == 4
     assert alerts <= tabled
 
 
 def test_each_counter_begins_at_zero_and_the_docs_name_its_labels(service: Service) -> None:
     found = samples(service.open("GET", "/metrics").text)
     table = OPERATING.read_text().split("| metric | labels |")[1].split("\n\n")[0]
-    named = {row.split("`")[1]: re.findall("`([^`]+)`", row)[1:] for row in table.splitlines()[2:5]}
+    named = {row.split("`")[1]: re.findall("`([^`]+)`", row)[1:] for row in table.splitlines()[2:6]}
     _, _, *outcomes = named["deliveries_total"]
     for kind in (UPDATED, "invoice.created", "other", "not genuine"):
         assert {f"deliveries_total {outcome} {kind}" for outcome in outcomes} <= found.keys()
     assert {f"warnings_total {kind}" for kind in named["warnings_total"][1:]} == {
         name for name in found if name.startswith("warnings_total")
+    }
+    assert {f"meter_errors_total {code}" for code in named["meter_errors_total"][1:]} == {
+        name for name in found if name.startswith("meter_errors_total")
     }
     assert sum(name.startswith("reports_total") for name in found) == 6
 

@@ -121,6 +121,7 @@ class Call(NamedTuple):
     held: tuple[int, ...] = ()
 
 
+NOT_OURS = "nothing of this is in the account of STRIPE_KEY: is it another's?"
 ITEM, SUBSCRIPTION = "{item}", "{subscription}"
 REST = f"{SUBSCRIPTION}, items after the first 10"
 MANY, DRAFT, RESETS = partial(update, items=12), draft_of_eleven_lines, draft_between_two_resets
@@ -223,7 +224,13 @@ def reason(call: str, fault: str) -> str:
 
 def status(call: str, fault: str) -> int:
     """Return the status of the delivery: 200 where Stripe refuses for good."""
-    return {"gone": CALLS[call].gone, "closed": 200}.get(fault, 500)
+    gone = 500 if is_of_another_account(call, fault) else CALLS[call].gone
+    return {"gone": gone, "closed": 200}.get(fault, 500)
+
+
+def is_of_another_account(call: str, fault: str) -> bool:
+    """Say whether Stripe knows nothing of what a delivery reports."""
+    return fault == "gone" and call in ("record", "event")
 
 
 def deliver_with(fault: Fault, call: Call, delivery: Delivery, *, counted: bool) -> Answer:
@@ -282,11 +289,18 @@ def test_a_call_that_fails_is_named_in_one_line_and_the_next_delivery_repairs_it
     assert answer.status_code == status(call, fault)
     item, subscription = stripe.items()[0], stripe.ids["subscription"]
     named = made.named.format(item=item, subscription=subscription)
-    kind, level = ("warning", "WARNING") if answer.status_code == 200 else ("error", "ERROR")
-    entry = {"item": named, kind: reason(call, fault)}
-    assert answer.json["failed"] + answer.json["warnings"] == [entry]
+    anothers = is_of_another_account(call, fault)
+    is_final = answer.status_code == 200 or anothers
+    kind, level = ("warning", "WARNING") if is_final else ("error", "ERROR")
+    entries = [(level, {"item": named, kind: reason(call, fault)})]
+    if anothers:
+        entries += [("ERROR", {"item": named, "error": NOT_OURS})]
+    said = answer.json["warnings"] + answer.json["failed"]
+    assert said == [entry for _, entry in entries]
     lines = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [(r.levelname, r.getMessage()) for r in lines] == [(level, f"{named}: {entry[kind]}")]
+    assert [(r.levelname, r.getMessage()) for r in lines] == [
+        (level, ": ".join(entry.values())) for level, entry in entries
+    ]
     assert not any(secret in caplog.text + answer.text for secret in (KEY, TOKEN, SECRET))
     assert held(stripe) == ([UNITS] if counted else list(made.held))
 

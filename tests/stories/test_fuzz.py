@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -79,10 +80,25 @@ CALLS: dict[str, dict[str, str]] = {
     f"GET http://stripe/v1/invoices/{ID}": {},
     f"GET http://stripe/v1/prices/{ID}": {},
     f"POST http://stripe/v1/subscription_items/{ID}": {"metadata[om_counted_from]": "[0-9,]+"},
+    f"GET http://stripe/v2/core/events/{ID}": {},
     f"POST http://stripe/v1/subscriptions/{ID}": {"metadata[om_removed]": "[A-Za-z0-9_ ,-]+"},
 }
 # What each part has to see, to show anything.
 OFTEN = ["200", "400", "422", *list(CALLS)[:7]]
+# Events of other accounts carry one of these; what a call says of it is that.
+SCOPES = {"account": "Stripe-Account", "context": "Stripe-Context"}
+SCOPE = f"{ID}(?:/{ID})*"
+METER_ERRORS = {"code": "no_meter", "error_count": 2, "sample_errors": [{"error_message": "none"}]}
+THIN: Json = {
+    "id": "evt_test_1",
+    "object": "v2.core.event",
+    "type": "v1.billing.meter.error_report_triggered",
+    "created": "2026-11-25T10:00:00.000Z",
+    "livemode": False,
+    "context": None,
+    "related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters/mtr_1"},
+}
+NO_METER: Json = {**THIN, "type": "v1.billing.meter.no_meter_found", "related_object": None}
 RESET_LINE = {"subscription_item": "si_1", "period": {"start": 0, "end": END}}
 RESET: Json = {"id": "in_1", "billing_reason": "subscription_update", "period_end": END}
 RESET["lines"] = {"data": [RESET_LINE]}
@@ -108,7 +124,7 @@ class Wire(HTTPAdapter):
     def __init__(self, events: list[Json]) -> None:
         super().__init__()
         self.calls: list[requests.PreparedRequest] = []
-        objects = [event["data"]["object"] for event in events]
+        objects = [event["data"]["object"] for event in events if "data" in event]
         found = [o for o in objects if o["object"] == "subscription"]
         self.subscriptions = {o["id"]: {**o, "billing_cycle_anchor": END + 60} for o in found}
         any_one, *_ = self.subscriptions.values()
@@ -120,6 +136,7 @@ class Wire(HTTPAdapter):
             "invoices": invoice,
             "prices": any_one["items"]["data"][0]["price"],
             "subscription_items": {"object": "subscription_item"},
+            "events": {**THIN, "data": {"reason": {"error_types": [METER_ERRORS]}}},
             **{name: self.known[name] for name in ("meters", "subscriptions", "test_clocks")},
         }
 
@@ -130,7 +147,7 @@ class Wire(HTTPAdapter):
         kind, last = str(request.url).partition("?")[0].split("/")[-2:]
         known = self.subscriptions if kind == "subscriptions" else self.known
         body = json.dumps(known.get(last) or self.one[kind]).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Date": formatdate(usegmt=True)}
         raw = HTTPResponse(io.BytesIO(body), headers, 200, preload_content=False)
         return self.build_response(request, raw)
 
@@ -200,16 +217,25 @@ class Service:
         assert all(re.fullmatch(CALLS[known][name], value) for name, value in pairs), pairs
         assert sent.get("from", "") < sent.get("to", "z")
         assert call.method == "GET" or not query
-        data = json.loads(body)["data"]
-        objects = [*self.wire.subscriptions.values(), data["object"]]
-        # What a subscription counted before an update, for a warning.
-        if isinstance(previous := data.get("previous_attributes"), dict):
-            objects.append({**data["object"], **previous})
+        event = json.loads(body)
+        for name, header in SCOPES.items():
+            scope = call.headers.get(header)
+            assert scope is None or (scope == event[name] and re.fullmatch(SCOPE, str(scope)))
+        objects = [*self.wire.subscriptions.values(), *carried(event.get("data"))]
         subjects, customers = zip(*map(named_by, objects), strict=True)
         assert sent.get("subject") in (None, *subjects)
         assert sent.get("payload[stripe_customer_id]") in (None, *customers)
         self.subjects |= {sent["subject"]} if "subject" in sent else set()
         self.seen[known] += 1
+
+
+def carried(data: Any) -> list[Json]:
+    """Return the object of an event, and as it was before, for warnings of what it counted."""
+    found = data.get("object") if isinstance(data, dict) else None
+    if not isinstance(found, dict):
+        return []
+    previous = data.get("previous_attributes")
+    return [found, {**found, **previous}] if isinstance(previous, dict) else [found]
 
 
 def named_by(subscription: Json) -> tuple[Any, Any]:
@@ -222,7 +248,10 @@ def named_by(subscription: Json) -> tuple[Any, Any]:
 
 @pytest.fixture
 def events(stripe_fake: Stripe) -> list[Json]:
-    """Return the events of renewals and ends, without a Billing Meter and with, in both shapes."""
+    """Return the events of renewals and ends, without a Billing Meter and with, in both shapes.
+
+    Two of them are of other accounts, and two are thin.
+    """
     metered = {"metadata[om_meter_id]": "m1"}
     for version in (ACACIA, ENDIVE):
         stripe_fake.collect_events(version)
@@ -237,7 +266,8 @@ def events(stripe_fake: Stripe) -> list[Json]:
     first = ("billing_reason", "subscription_create")
     found = [e for e in stripe_fake.events() if first not in e["data"]["object"].items()]
     assert len(found) == 12
-    return found
+    found[4]["account"], found[7]["context"] = "acct_1", "org_1/acct_2"
+    return [*found, THIN, NO_METER]
 
 
 @pytest.fixture
@@ -246,6 +276,9 @@ def service(events: list[Json], mocker: MockerFixture) -> Iterator[Service]:
     session.mount("http://", wire)
     mocker.patch("service.clients.http_session", return_value=session)
     running = Service(app.create_app(CONFIG), wire)
+    # Before Stripe has told its time, a signature may be older.
+    clock = running.application.extensions["services"].stripe.clock
+    clock.hear({"Date": formatdate(usegmt=True)}, time.monotonic())
     mocker.patch.object(running.application.logger, "callHandlers", running.note)
     yield running
     tracemalloc.stop()
@@ -312,7 +345,8 @@ def put(event: Json, path: Path, value: object) -> None:
 
 def fresh(event: Json) -> None:
     """Let an event be of now, so that it is reported as it says."""
-    event["created"], event["data"]["object"]["test_clock"] = int(time.time()), None
+    if "data" in event:
+        event["created"], event["data"]["object"]["test_clock"] = int(time.time()), None
 
 
 @dataclass(frozen=True)
@@ -445,7 +479,7 @@ def changed(event: Json, *changes: tuple[Path, Any]) -> Delivery:
     return signed(json.dumps(copied).encode())
 
 
-@pytest.mark.parametrize("n", range(12))
+@pytest.mark.parametrize("n", range(14))
 def test_a_wrong_type_in_any_place_is_no_5xx(service: Service, events: list[Json], n: int) -> None:
     wrong: list[Any] = [..., None, True, 10**400, "x", [], {}]
     for path in paths(events[n]):

@@ -311,6 +311,8 @@ class History(RuleBasedStateMachine):
     def send_usage(self) -> None:
         """Send OpenMeter what was used so far."""
         client, turn = self.wire.clients["openmeter"], self.oracle.next_turn()
+        if not self.unsent:
+            return  # OpenMeter refuses an empty list
         with mock.patch("fakes.serving.Faults._take", return_value=None):
             sent = client.post("/api/v1/events", json=[event for _, event in self.unsent])
         assert sent.status_code == 204

@@ -101,11 +101,11 @@ def test_two_hundred_deliveries_at_once_over_one_process(processes: Processes) -
     stripe, openmeter = Stripe(processes.stripe), OpenMeter(processes.openmeter)
     stripe.seed(*[{"metadata[om_meter_id]": "m1"}] * 10)
     openmeter.use(stripe.ids["customer"], 10)
-    body = json.dumps(updated(stripe.subscription()))
+    subscription = stripe.subscription()
 
     def deliver(_: int) -> tuple[int, int]:
-        status, answer = post(processes.service, body)
-        return status, len(answer["reported"])
+        status, answer = post(processes.service, json.dumps(updated(subscription)))
+        return status, len(answer["reported"] + answer["skipped"])
 
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(deliver, range(200)))
@@ -114,7 +114,8 @@ def test_two_hundred_deliveries_at_once_over_one_process(processes: Processes) -
         item: [10] for item in stripe.items()
     }
     printed = service.printed()
-    assert printed.count("total_usage: 10.000000") == 2_000
+    overtaken = printed.count("a later report of it came first")
+    assert printed.count("total_usage: 10.000000") + overtaken == 2_000
     assert "Traceback" not in printed
 
 

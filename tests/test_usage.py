@@ -169,3 +169,16 @@ def test_two_totals_are_not_added_up(mocker: MockerFixture) -> None:
 def test_a_text_of_somebody_elses_is_one_printable_line() -> None:
     assert usage.one_line("no\n such\x1b[2J\x00 meter\u2028\u202e") == "no such [2J meter"
     assert len(usage.one_line("x" * 2_000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "401$"), (403, "403$"), (404, "404: of tok_1$")]
+)
+def test_what_openmeter_says_of_a_wrong_token_is_not_repeated(
+    mocker: MockerFixture, status: int, said: str
+) -> None:
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    client.send_request.return_value.status_code = status
+    client.send_request.return_value.text.return_value = '{"detail": "of tok_1"}'
+    with pytest.raises(usage.QueryFailed, match=f"OpenMeter answered {said}"):
+        usage.total(client, "m1", "cus_123", START, END)

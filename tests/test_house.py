@@ -87,6 +87,7 @@ ARROWS = {
     },
     "billing.closings": {
         "billing.changes",
+        "billing.clock",
         "billing.invoices",
         "billing.items",
         "billing.losses",
@@ -117,6 +118,7 @@ ARROWS = {
         "billing.invoices",
         "billing.items",
         "billing.losses",
+        "billing.notes",
         "billing.noting",
         "billing.refusals",
         "billing.reports",

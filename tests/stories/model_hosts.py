@@ -62,6 +62,7 @@ class Report:
     value: Decimal
     second: int
     at: float
+    host: "Host"
 
 
 @dataclass(eq=False)
@@ -100,6 +101,8 @@ class World:
     reports: list[Report] = field(default_factory=list)
     queries: dict[Task, Query] = field(default_factory=dict)
     serving: bool = False
+    # Until then Stripe refuses what is written, to be sent again.
+    busy_until: float = 0
 
     def __post_init__(self) -> None:
         self.account = self.stripe.extensions["api"].account
@@ -150,8 +153,12 @@ class World:
             scheduler.note(f"{call} is {fault}")
         if fault == "lost":
             raise requests.ConnectionError("lost", request=request)
-        if fault in ("busy", "broken"):
-            return {"busy": 409, "broken": 503}[fault], b"{}", self.date()
+        if fault == "busy":
+            self.busy_until = self.now + scheduler.chance.random.choice([0, 1, 20, 70])
+        if fault == "busy" or (request.method == "POST" and self.now < self.busy_until):
+            return 409, b"{}", self.date()
+        if fault == "broken":
+            return 503, b"{}", self.date()
         answer = self.serve(request)
         scheduler.pause()
         if fault == "unanswered":
@@ -210,7 +217,7 @@ class World:
         query = self.queries[task]
         self.scheduler.note(f"  {' '.join(where)}: {value} at {second}, known at {query.at:.3f}")
         assert Decimal(value) == query.value, ("another total was written", query, value)
-        self.reports.append(Report(where, query, Decimal(value), int(second), self.now))
+        self.reports.append(Report(where, query, Decimal(value), int(second), self.now, task.host))
 
 
 def second_of(text: str) -> int:

@@ -1,8 +1,8 @@
-"""Threads of which one runs at a time, on a clock that moves only between two of their calls.
+"""Threads of which one runs at a time, on a clock that moves only while all of them wait.
 
 A task is a thread that gives the turn back at each `pause`, and waits there until it gets it
-again. The choices, which task goes on and how many seconds pass meanwhile, are those of `Chance`,
-so that a history's numbers decide them. What waits in the service (locks, pools of threads, sleeps)
+again. The choices, which task goes on and how many seconds a step takes, are those of `Chance`, so
+that a history's numbers decide them. What waits in the service (locks, pools of threads, sleeps)
 has its counterpart here, which waits by giving the turn back.
 
 Between two pauses nothing else runs: what two threads do to one object without a call, a lock or
@@ -32,8 +32,8 @@ class Chance:
     """Decide by numbers, up to `budget` times for other than the plain thing.
 
     The plain thing is to go on with the task that ran, at the same second, without a fault. How
-    probable others are, is said for a pause: that another task goes on, that time passes; and for
-    a call: that it fails.
+    probable others are, is said for a pause: that another task goes on, that a step takes some
+    seconds; and for a call: that it fails.
     """
 
     random: Random
@@ -50,7 +50,7 @@ class Chance:
         return True
 
     def seconds(self) -> int:
-        """Return how many seconds pass in a pause: a few, and seldom many."""
+        """Return how many seconds a step takes: a few, and seldom many."""
         if not self.takes(self.move):
             return 0
         return (
@@ -83,6 +83,11 @@ class Task:
         return self.until is None or self.until() or (self.wake is not None and self.wake <= now)
 
 
+def never() -> bool:
+    """Wait for a second only."""
+    return False
+
+
 class Scheduler:
     """Give the turn to one task after the other.
 
@@ -99,6 +104,7 @@ class Scheduler:
         self.back.acquire()
         self.closed = False
         self.chance = CALM
+        self.meanwhile: Callable[[], None] = lambda: None
         self.trace: list[str] = []
 
     # For the history
@@ -112,9 +118,12 @@ class Scheduler:
         task.thread.start()
         return task
 
-    def run(self, chance: Chance = CALM) -> None:
-        """Let all tasks run to their ends. Raises what one of them raised first."""
-        self.chance = chance
+    def run(self, chance: Chance = CALM, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Let all tasks run to their ends, and something happen whenever time passes.
+
+        Raises what one of them raised first.
+        """
+        self.chance, self.meanwhile = chance, meanwhile
         try:
             while self.tasks:
                 self._step()
@@ -137,7 +146,7 @@ class Scheduler:
         if not ready:
             wakes = [task.wake for task in self.tasks if task.wake is not None]
             assert wakes, ("each task waits for another", [task.name for task in self.tasks])
-            self.move_to(min(wakes))
+            self._let_pass(min(wakes))
             return
         task = self.latest if self.latest in ready else ready[0]
         if len(ready) > 1 and self.chance.takes(self.chance.switch):
@@ -146,8 +155,10 @@ class Scheduler:
         self._resume(task)
         if task.error:
             raise task.error
-        if seconds := self.chance.seconds():
-            self.move_to(self.now() + seconds)
+
+    def _let_pass(self, second: float) -> None:
+        self.move_to(second)
+        self.meanwhile()
 
     def _resume(self, task: Task) -> None:
         task.until, task.wake = None, None
@@ -181,12 +192,18 @@ class Scheduler:
     # For what runs in tasks
 
     def pause(self, until: Callable[[], bool] | None = None, wake: float | None = None) -> None:
-        """Give the turn back until something is so, or until a second; no more for the history."""
+        """Give the turn back until something is so, or until a second; no more for the history.
+
+        Without either this is a step of a call, which may take some seconds.
+        """
         task = self.current
         if task is None:
             return
         if self.closed:
             raise Abandoned
+        seconds = 0 if until else self.chance.seconds()
+        if seconds:
+            until, wake = never, self.now() + seconds
         task.until, task.wake = until, wake
         self.back.release()
         task.turn.acquire()
@@ -207,7 +224,7 @@ class Scheduler:
         if self.current is None:
             self.move_to(self.now() + seconds)
         else:
-            self.pause(lambda: False, self.now() + seconds)
+            self.pause(never, self.now() + seconds)
 
 
 class TurnLock:

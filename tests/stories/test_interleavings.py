@@ -197,6 +197,7 @@ class History(RuleBasedStateMachine):
         self.delivered = set[str]()
         # Drafts that were reported once more, a minute after everything else.
         self.mended = set[str]()
+        self.booked, self.lines = set[str](), list[Line]()
         self.late: list[Batch] = []
         self.names = 0
         self.make_catalog(lags[0])
@@ -392,6 +393,7 @@ class History(RuleBasedStateMachine):
         SEEN["two runs"] += work.count("run") > 1
         SEEN["two processes"] += len(hosts - {""}) > 1
         self.scheduler.run(Chance(random, team.budget, *team.pace), self.use_and_tell)
+        self.book()
 
     def begin_work(self, kind: str, random: Random) -> str:
         """Begin a piece of work; return the name of the host that does it."""
@@ -512,6 +514,7 @@ class History(RuleBasedStateMachine):
             dues = [state["due"] for state in self.account.all("subscription")]
             ends = [due for due in dues if due > self.world.now]
             self.world.move_to(min([target, self.world.now + step, *ends]))
+            self.book()
 
     def deliver_surely(self, event: Record) -> None:
         """Deliver an event until it is taken, with others before it if it needs them."""
@@ -560,10 +563,7 @@ class History(RuleBasedStateMachine):
             return
         try:
             self.settle()
-            self.check()
-        except Exception:
-            note("\n".join(self.scheduler.trace[-400:]))
-            raise
+            self.check_the_rest()
         finally:
             self.scheduler.close()
             self.stack.close()
@@ -584,30 +584,47 @@ class History(RuleBasedStateMachine):
         self.report(TIE + 1)
         self.world.move_to(self.world.now + self.knows.stripe_lag + 1)
 
-    def check(self) -> None:
-        """Check all final invoices, and what Stripe holds for the running periods."""
+    def book(self) -> None:
+        """Check the lines of each invoice once, when it is final."""
         for subscription in self.account.all("subscription"):
-            ends = [item["end"] for item in self.account.items(subscription)]
-            last = max(ends) if subscription["cancel_at_period_end"] else None
-            if exact := subscription["ended_at"] or last:
-                self.knows.exact[subscription["id"]].add(exact)
-        lines = [
-            self.line(invoice, fields)
-            for invoice in self.account.all("invoice")
-            if invoice["billing_reason"] != "subscription_create" and invoice["status"] != "draft"
-            for fields in invoice["lines"]
-            if is_metered(self.account.get("price", fields["price"]))
-        ]
-        for line in lines:
+            if subscription["ended_at"]:
+                self.knows.exact[subscription["id"]].add(subscription["ended_at"])
+        for invoice in self.account.all("invoice"):
+            is_first = invoice["billing_reason"] == "subscription_create"
+            if invoice["status"] != "draft" and invoice["id"] not in self.booked and not is_first:
+                self.booked.add(invoice["id"])
+                for fields in invoice["lines"]:
+                    if is_metered(self.account.get("price", fields["price"])):
+                        self.book_line(self.line(invoice, fields))
+
+    def book_line(self, line: Line) -> None:
+        """Check a line; if it is wrong, show what led to it."""
+        self.lines.append(line)
+        try:
             is_exact = self.knows.check_line(line, self.world.reports)
             is_mended = line.by_meter and line.invoice in self.mended
             assert is_exact or not is_mended, ("another report did not help", line)
-            SEEN["meter line" if line.by_meter else "record line"] += bool(line.quantity)
-            SEEN["reset line"] += bool(line.quantity) and not line.was_draft
-            SEEN["mended line"] += is_mended
-        self.knows.check_overlaps(lines)
+        except AssertionError:
+            self.show_trace(" ".join(line.where), line.subscription)
+            raise
+        SEEN["meter line" if line.by_meter else "record line"] += bool(line.quantity)
+        SEEN["reset line"] += bool(line.quantity) and not line.was_draft
+        SEEN["mended line"] += is_mended
+
+    def show_trace(self, *about: str) -> None:
+        """Show what the scheduler noted of some things."""
+        told = (*about, "together", "reset of", "  [")
+        lines = [line for line in self.scheduler.trace if any(part in line for part in told)]
+        note("\n".join(lines[-120:]))
+
+    def check_the_rest(self) -> None:
+        """Check what no line shows alone, and what Stripe holds for the running periods."""
+        self.knows.check_overlaps(self.lines)
         SEEN["close reports"] += self.knows.check_order(self.world.reports)
         for subscription in self.account.all("subscription"):
+            if subscription["cancel_at_period_end"]:
+                ends = [item["end"] for item in self.account.items(subscription)]
+                self.knows.exact[subscription["id"]].add(max(ends))
             if subscription["status"] == "active":
                 for item in self.account.items(subscription):
                     self.check_running(subscription, item)
@@ -645,6 +662,8 @@ class History(RuleBasedStateMachine):
             held = self.account.meters.usage(meter, customer, item["start"], item["end"])
         else:
             held = Decimal(self.account.usage(item["id"], item["start"], item["end"]))
+        if held != used:
+            self.show_trace(customer if meter else item["id"], subscription["id"])
         assert held == used, (f"Stripe holds {held}, {used} metered in {span}", item)
 
 
@@ -664,7 +683,7 @@ def test_what_runs_beside_each_other_bills_each_unit_once(part: int) -> None:
             seed(SEED + part)(type("History", (History,), {})),
             settings=settings(
                 max_examples=HISTORIES // PARTS,
-                stateful_step_count=20,
+                stateful_step_count=12,
                 deadline=None,
                 database=None,
                 derandomize=False,

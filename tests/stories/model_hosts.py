@@ -6,6 +6,8 @@ then written from the same thread belong together: a `Report`.
 """
 
 import io
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -258,12 +260,15 @@ def in_this_world(world: World) -> Iterator[None]:
         "service.clients.http_session": session,
         "service.clients.ThreadPoolExecutor": pool,
         "billing.reports.wait": wait,
-        "billing.reports.Lock": partial(TurnLock, scheduler),
         "billing.periodic.ThreadPoolExecutor": pool,
         "billing.periodic.BoundedSemaphore": partial(TurnSemaphore, scheduler),
         "billing.periodic.wait": wait,
     }
+    # Wherever the service makes locks.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("billing.") and getattr(module, "Lock", None) is threading.Lock:
+            patches[f"{name}.Lock"] = partial(TurnLock, scheduler)
     with ExitStack() as stack:
         for name, other in patches.items():
-            stack.enter_context(mock.patch(name, other, create=name == "billing.reports.Lock"))
+            stack.enter_context(mock.patch(name, other))
         yield

@@ -83,6 +83,13 @@ class Task:
         return self.until is None or self.until() or (self.wake is not None and self.wake <= now)
 
 
+def where_it_is(task: Task) -> str:
+    """Return the latest calls of a task."""
+    number = task.thread.ident if task.thread else None
+    frame = sys._current_frames().get(number or 0)
+    return "".join(traceback.format_stack(frame)[-4:]) if frame else "its thread is gone"
+
+
 def never() -> bool:
     """Wait for a second only."""
     return False
@@ -167,13 +174,9 @@ class Scheduler:
         came_back = self.back.acquire(timeout=PATIENCE)
         self.current = None
         if not came_back:
-            frames = (
-                sys._current_frames().get(int(task.thread.ident))
-                if task.thread and task.thread.ident
-                else None
-            )
-            where = "".join(traceback.format_stack(frames)[-8:])
-            raise AssertionError(f"{task.name} keeps the turn: {where}")
+            # What it waits for does not know of turns, and nobody can go on.
+            self.tasks.clear()
+            raise AssertionError(f"{task.name} keeps the turn: {where_it_is(task)}")
         if task.done:
             self.tasks.remove(task)
 

@@ -3,7 +3,7 @@
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
 # make fuzz    a million hostile requests (half an hour)
-# make check-long  20,000 random histories of billing (about forty minutes)
+# make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
 # make bench   the measurements in bench/README.md (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
@@ -33,6 +33,7 @@ run: $(INSTALLED)
 
 check-long: $(INSTALLED)
 	MODEL_HISTORIES=20000 $(PYTEST) tests/stories/test_model.py
+	MODEL_HISTORIES=2000 $(PYTEST) tests/stories/test_interleavings.py
 
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=1000000 $(PYTEST) tests/stories/test_fuzz.py

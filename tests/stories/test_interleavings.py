@@ -51,7 +51,8 @@ from hypothesis.stateful import (
 )
 from stripe import WebhookSignature
 
-from billing.periodic import Run, run_to_exit_status, with_batch_limits
+from billing.commands import with_batch_limits
+from billing.periodic import Run, run_to_exit_status
 from billing.stripe_api import Json
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_prices import is_metered

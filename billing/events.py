@@ -277,7 +277,7 @@ def is_counted_rightly(item: MeteredItem, known: Subscription, current: Subscrip
     entry = changes.find_entry(current.entries, item.id)
     if before is None or entry is None or not changes.starts_new_price(before, entry):
         return True
-    return any(at >= known.as_of for at in noted_seconds(entry))
+    return any(at > known.as_of for at in noted_seconds(entry))
 
 
 def with_former_usage_warning(

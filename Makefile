@@ -3,16 +3,18 @@
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
 # make fuzz    a million hostile requests (half an hour)
-# make check-long  20,000 random histories of billing (about forty minutes)
+# make check-long  22,000 random histories of billing (more than an hour)
+# make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
 # make bench   the measurements in bench/README.md (a quarter of an hour)
 # make lock    renew requirements.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
+MUTMUT_VERSION = 3.8.1
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check check-long fuzz run bench lock
+.PHONY: demo test check check-long fuzz mutants run bench lock
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -31,9 +33,20 @@ run: $(INSTALLED)
 
 check-long: $(INSTALLED)
 	MODEL_HISTORIES=20000 $(PYTEST) tests/stories/test_model.py
+	MODEL_HISTORIES=2000 $(PYTEST) tests/stories/test_interleavings.py
 
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=1000000 $(PYTEST) tests/stories/test_fuzz.py
+
+mutants: mutants/.venv/installed
+	PATH="$(CURDIR)/mutants/.venv/bin:$$PATH" nice mutmut run $(patsubst %.py,'%.*',$(subst /,.,$(FILES)))
+	@mutants/.venv/bin/mutmut results | grep -Ev ': (not checked|caught by type check)$$' || true
+
+mutants/.venv/installed: requirements.lock Makefile
+	$(PYTHON) -m venv --clear mutants/.venv
+	mutants/.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	mutants/.venv/bin/pip install -q --disable-pip-version-check mutmut==$(MUTMUT_VERSION)
+	touch $@
 
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench

@@ -70,6 +70,12 @@ class EndedPeriod:
         return not carried_over and any(map(has_metered_price, (self.before, self.after)))
 
 
+def starts_new_price(before: Json, after: Json) -> bool:
+    """Say whether an item has another price, to which no usage goes over."""
+    carried_over = EndedPeriod(before, after, 0, 0, "change").carries_usage_over
+    return price_id(before) != price_id(after) and not carried_over
+
+
 def price_id(item: Json) -> object:
     """Return the id of an item's price."""
     price = item.get("price")

@@ -35,9 +35,11 @@ def report_steps(seconds: int, share: int) -> int:
     return fine + (seconds - fine) // share
 
 
-# What is kept free before a period's end for the reports after it: 72 h that a draft can be held,
-# and as much again that a team can let it wait; and a day.
-RESERVED_SECONDS = report_steps(7 * 24 * HOUR, CLOSED_SHARE) + 1
+# For how long after a period's end its reports are told apart: 72 h that a draft can be held, and
+# as much again that a team can let it wait; and a day.
+KEPT_SECONDS = 7 * 24 * HOUR
+# What is kept free for them before the end.
+RESERVED_SECONDS = report_steps(KEPT_SECONDS, CLOSED_SHARE) + 1
 
 
 def report_second(start: int, end: int, known_at: int) -> int:

@@ -8,6 +8,7 @@ from functools import partial
 
 from billing import changes, losses, stripe_api
 from billing.changes import EndedPeriod
+from billing.clock import KEPT_SECONDS
 from billing.invoices import InvoicedPeriod, ItemsAtPeriodEnd, fetch_invoiced_periods, is_of_reset
 from billing.items import (
     LATEST_SECOND,
@@ -95,10 +96,13 @@ def changed_reports(update: Update, services: Services, outcome: Outcome) -> lis
         if not update.item_periods_known:
             losses.warn_of_unknown_period(item.id, outcome)
             continue
+        # Whoever did not know of the change may have told the new price's usage with a second of
+        # this period: this report has the last one.
+        as_of = max(update.as_of, item.end + KEPT_SECONDS)
         mode = update.subscription.billing_mode
         check = partial(losses.warn_of_change, after=period.after, mode=mode)
         writes = item.billing_meter is not None
-        reports.append(PendingReport(item, update.as_of, writes=writes, check=check))
+        reports.append(PendingReport(item, as_of, writes=writes, check=check))
     return reports
 
 

@@ -25,6 +25,7 @@ from billing.invoices import (
     require_lines,
 )
 from billing.items import SCOPE, InvalidStripeObject, MeteredItem, read_item, require_id
+from billing.notes import noted_seconds
 from billing.noting import note_changes, note_removals, was_noted, with_current_notes
 from billing.refusals import report_refused_events
 from billing.reports import Outcome, PendingReport, Services, report_until_deadline
@@ -258,11 +259,25 @@ def running_reports(
     if not current.is_running:
         return []
     items = read_fetched_items(current, services, outcome)
+    items = [item for item in items if is_counted_rightly(item, update.subscription, current)]
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
     reports = [with_former_usage_warning(report, update, services) for report in reports]
     return reports + reports_of_items_without_meter(update, current, services)
+
+
+def is_counted_rightly(item: MeteredItem, known: Subscription, current: Subscription) -> bool:
+    """Say whether it is known from when an item's price is billed.
+
+    One that it got since an event is billed from a second that only the event of that tells, which
+    reports it, too.
+    """
+    before = changes.find_entry(known.entries, item.id)
+    entry = changes.find_entry(current.entries, item.id)
+    if before is None or entry is None or not changes.starts_new_price(before, entry):
+        return True
+    return any(at > known.as_of for at in noted_seconds(entry))
 
 
 def with_former_usage_warning(

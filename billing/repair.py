@@ -21,6 +21,8 @@ REPAIRED_UNITS = "om_units"
 # An item that was made and deleted again leaves its key in use for a day
 # (docs.stripe.com/api/idempotent_requests).
 MOST_TRIES = 5
+# Stripe shows the last trial of a subscription only.
+MAY_BE_FREE = "not repaired: its subscription had a trial, and perhaps one before; look, and bill it"
 
 
 class Repaired(NamedTuple):
@@ -76,11 +78,13 @@ def plan(row: Row, source: Source) -> Repair:
     """Return the invoice item that bills what a row lacks.
 
     A subscription that is over has no further invoice: its item waits for the customer's next
-    one. Raises ReportRefused or ReportFailed.
+    one. Raises ReportRefused or ReportFailed, also where the row may be of a trial.
     """
     stripe = source.services.stripe
     price = source.fetch_price(row.price, {})
     subscription = stripe_api.fetch_subscription(stripe, row.subscription)
+    if subscription.get("trial_start") is not None:
+        raise ReportFailed(MAY_BE_FREE)
     form: dict[str, Any] = {
         "customer": row.customer,
         "currency": row.currency.lower(),

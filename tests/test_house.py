@@ -88,6 +88,7 @@ ARROWS = {
     },
     "billing.closings": {
         "billing.changes",
+        "billing.clock",
         "billing.invoices",
         "billing.items",
         "billing.losses",
@@ -118,6 +119,7 @@ ARROWS = {
         "billing.invoices",
         "billing.items",
         "billing.losses",
+        "billing.notes",
         "billing.noting",
         "billing.refusals",
         "billing.reports",

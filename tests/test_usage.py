@@ -68,6 +68,7 @@ def test_rounding_is_idempotent_never_later_and_less_than_a_window(
         ("-0.000000001", "-0.000000001"),
         ("-150", "-150"),
         ("9007199254740992", "9007199254740992"),
+        ("-9007199254740992", "-9007199254740992"),
         ("9007199254740991.5", "9007199254740991.5"),
     ],
 )
@@ -119,6 +120,14 @@ def test_a_quantity_is_rounded_as_the_setting_says(
 ) -> None:
     quantities = [usage.whole_quantity(Decimal(total), way) for way in ("down", "half-up", "up")]
     assert quantities == [down, half_up, up]
+
+
+@pytest.mark.parametrize("value", ["10", "10.0", "1e1", "0.1", "12345678.123456789"])
+def test_the_one_row_of_an_answer_is_the_total(mocker: MockerFixture, value: str) -> None:
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    client.send_request.return_value.status_code = 200
+    client.send_request.return_value.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    assert usage.total(client, "m1", "cus_123", START, END) == Decimal(value)
 
 
 @pytest.mark.parametrize("start", [END, END + timedelta(seconds=1230)])
@@ -219,3 +228,21 @@ def test_totals_that_cannot_be_told_name_the_meter(
 ) -> None:
     with pytest.raises(usage.QueryFailed, match=f"meter m1: .*{reason}"):
         usage.totals(answering(mocker, body), "m1", ["a"], START, END)
+
+
+def test_a_text_of_somebody_elses_is_one_printable_line() -> None:
+    assert usage.one_line("no\n such\x1b[2J\x00 meter\u2028\u202e") == "no such [2J meter"
+    assert len(usage.one_line("x" * 2_000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "401$"), (403, "403$"), (404, "404: of tok_1$")]
+)
+def test_what_openmeter_says_of_a_wrong_token_is_not_repeated(
+    mocker: MockerFixture, status: int, said: str
+) -> None:
+    client = mocker.create_autospec(openmeter.Client, instance=True)
+    client.send_request.return_value.status_code = status
+    client.send_request.return_value.text.return_value = '{"detail": "of tok_1"}'
+    with pytest.raises(usage.QueryFailed, match=f"OpenMeter answered {said}"):
+        usage.total(client, "m1", "cus_123", START, END)

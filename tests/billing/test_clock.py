@@ -29,7 +29,7 @@ def answer(second: float) -> dict[str, str]:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Let the host's clocks show what a test says."""
-    now = {"time": 1_000_000.0, "monotonic": 50.0}
+    now = {"time": 1_000_000.0, "monotonic": 50_000.0}
     monkeypatch.setattr("time.time", lambda: now["time"])
     monkeypatch.setattr("time.monotonic", lambda: now["monotonic"])
     return now
@@ -84,6 +84,12 @@ def test_what_is_known_a_minute_later_has_a_later_second(
     assert report_second(0, length, known_at) < report_second(0, length, until)
 
 
+@pytest.mark.parametrize("length", [60, FINE_SECONDS])
+def test_what_closes_a_short_period_has_a_later_second_than_its_last_report(length: int) -> None:
+    """A reset can cut a period off minutes after its start."""
+    assert report_second(0, length, length - 1) < report_second(0, length, length)
+
+
 @given(st.integers(6 * HOUR, 10**7), st.integers(0, 10**7))
 def test_a_running_period_tells_apart_what_is_known_two_seconds_later(
     length: int, known_at: int
@@ -107,11 +113,11 @@ def test_an_end_that_nobody_foresaw_has_its_seconds_too(
 def test_stripes_time_is_its_answers_date_and_the_seconds_since(host: dict[str, float]) -> None:
     clock = StripeClock()
     assert not clock.is_known
-    assert clock.now() == 1_000_000
+    assert (clock.now(), clock.at(host["monotonic"] - 5)) == (1_000_000, 999_995)
     clock.hear(answer(2_000), sent_at=host["monotonic"])
     let_pass(host, 10)
     assert clock.is_known
-    assert (clock.now(), clock.at(55.0)) == (2_010, 2_005)
+    assert (clock.now(), clock.at(host["monotonic"] - 5)) == (2_010, 2_005)
     assert clock.host_is_ahead() == 1_000_010 - 2_010
 
 
@@ -143,6 +149,15 @@ def test_a_slow_answer_does_not_set_it_back(host: dict[str, float]) -> None:
     let_pass(host, 8)
     clock.hear(answer(2_000), sent_at)
     assert clock.now() == 2_008
+
+
+def test_an_answer_of_the_same_second_does_not_set_it_back(host: dict[str, float]) -> None:
+    clock = StripeClock()
+    clock.hear(answer(2_000), sent_at=host["monotonic"])
+    let_pass(host, 10.9)
+    clock.hear(answer(2_010), sent_at=host["monotonic"])
+    let_pass(host, 0.2)
+    assert clock.now() == 2_011
 
 
 @pytest.mark.parametrize("slept", [-60, 3, HOUR])
@@ -182,4 +197,4 @@ def test_a_host_whose_clock_is_off_is_told_once_an_hour(
         assert [said in line for line in caplog.messages] == [True] if said else not caplog.messages
         let_pass(host, HOUR)
         clock.hear(answer(host["time"] - ahead), sent_at=host["monotonic"])
-    assert len(caplog.messages) == (2 if said else 0)
+    assert [vars(record)["warning"] for record in caplog.records] == ["clock"] * (2 if said else 0)

@@ -41,6 +41,16 @@ def test_consecutive_periods_neither_overlap_nor_leave_a_gap(
     assert all(period.window_start <= period.window_end for period in periods)
 
 
+@given(st.integers(1, 4_102_444_800), st.integers(0, 10**7), windows)
+def test_an_unrounded_boundary_is_asked_for_to_its_second(
+    start: int, length: int, window: int
+) -> None:
+    end = start + length
+    item = replace(ITEM, counted_from=start, end=end, unrounded=frozenset([start, end, end + 1]))
+    item = replace(item, window=window)
+    assert (item.window_start.timestamp(), item.window_end.timestamp()) == (start, end)
+
+
 def test_a_moved_anchor_is_a_boundary_without_rounding() -> None:
     anchored = {"billing_cycle_anchor": ITEM.start, "start_date": ITEM.start - 86_400}
     found = planned(entry(), **anchored)

@@ -89,7 +89,10 @@ def test_a_meter_is_read_once(account: StripeConnection, answers: Answers) -> No
         ({**METER, "default_aggregation": {"formula": "sum"}}, "'sum', which would add up"),
         ({**METER, "default_aggregation": {"formula": "count"}}, "'count', which would add up"),
         ({**METER, "status": "inactive"}, "mtr_1 is deactivated: make one with"),
+        ({**METER, "event_time_window": "day"}, "mtr_1 has an event_time_window"),
+        ({**METER, "dimension_payload_keys": ["region"]}, "mtr_1 has dimensions"),
         ({**METER, "event_name": ""}, "no Billing Meter"),
+        ({**METER, "event_name": 5}, "no Billing Meter"),
         ({**METER, "customer_mapping": None}, "no Billing Meter"),
         ({}, "no Billing Meter"),
         ([], "no Billing Meter"),
@@ -136,6 +139,55 @@ def test_a_value_is_a_plain_decimal_of_fifteen_digits(total: str, value: str) ->
 def test_a_total_of_sixteen_digits_is_refused() -> None:
     with pytest.raises(ReportFailed, match="more than 15 digits"):
         ways.meter_value(Decimal(2**53))
+
+
+def test_a_usage_record_is_held_in_the_first_summary_without_an_invoice(
+    account: StripeConnection, answers: Answers
+) -> None:
+    totals = [(9, "in_1"), (5, None), (7, None)]
+    data = [{"id": f"sis_{n}", "total_usage": n, "invoice": invoice} for n, invoice in totals]
+    raw = answers({"data": data}, {"data": []})
+    assert ways.fetch_held_value(account, ITEM, 0) == 5
+    assert raw.call_args.kwargs["stripe_version"] == "2025-02-24.acacia"
+    assert ways.fetch_held_value(account, ITEM, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("as_of", "until"),
+    [
+        (METERED.start + 100, METERED.start + 150),
+        (METERED.end - 31, METERED.end - 30),
+        (METERED.end - 30, METERED.end - 30),
+        (METERED.end + 90, METERED.end - 30),
+    ],
+)
+def test_a_meters_summary_is_asked_for_in_full_minutes_up_to_the_end(
+    account: StripeConnection, answers: Answers, as_of: int, until: int
+) -> None:
+    item = replace(METERED, end=METERED.end - 30)
+    raw = answers(METER, {"data": [{"id": "sum_1", "aggregated_value": 2.5}]})
+    assert ways.fetch_held_value(account, item, as_of) == Decimal("2.5")
+    asked = raw.call_args
+    assert asked.args == ("get", "/v1/billing/meters/mtr_1/event_summaries")
+    bounds = {"start_time": METERED.start - 30, "end_time": until}
+    assert asked.kwargs == {"customer": "cus_123", "limit": 100, **bounds}
+
+
+def test_a_closed_period_that_ends_within_a_minute_has_no_summary_of_its_own(
+    account: StripeConnection, answers: Answers
+) -> None:
+    raw = answers()
+    assert ways.fetch_held_value(account, METERED, METERED.end) is None
+    raw.assert_not_called()
+
+
+@pytest.mark.parametrize("value", [None, True, "5"])
+def test_a_summary_without_a_number_fails(
+    account: StripeConnection, answers: Answers, value: object
+) -> None:
+    answers({"data": [{"id": "sis_1", "total_usage": value}]})
+    with pytest.raises(ReportFailed, match="no total_usage"):
+        ways.fetch_held_value(account, ITEM, 0)
 
 
 @pytest.mark.parametrize("busy", [BUSY, LOCKED])

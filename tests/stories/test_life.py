@@ -1635,6 +1635,50 @@ def test_a_fraction_that_an_invoice_lacks_is_said(tell: Tell) -> None:
     assert "0.75 units" in said
 
 
+@SHAPES
+@READINGS
+def test_an_event_from_before_a_change_reports_no_usage_of_the_new_price(
+    tell: Tell, version: str, readings: dict[str, str]
+) -> None:
+    story = tell(version)
+    story.read(**readings)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(1_000, T)
+    story.use(7, END + 30)
+    story.to(END + 60)
+    story.change("B")
+    story.use(5, END + 90)
+    story.machine.now += 60
+    events = story.fresh()
+    (renewal, _) = [event for event in events if event["type"].endswith("updated")]
+    story.post(renewal)
+    assert {value for _, value in story.sent()} == {"1000"}
+    story.kept = [event for event in events if event is not renewal]
+    story.deliver()
+    assert story.sent()[-1][1] == "5"
+    assert story.closed_with(END) == "1000"
+
+
+@READINGS
+def test_a_run_before_the_event_of_a_change_leaves_the_former_price_its_usage(
+    tell: Tell, readings: dict[str, str]
+) -> None:
+    story = tell()
+    story.read(**readings)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.change("B")
+    story.use(50, T + 60)
+    story.to(T + 1_800)
+    story.run()
+    story.to(T + HOUR)
+    story.deliver()
+    assert story.sent()[-1][1] == "50"
+    assert story.closed_with(T) == "100"
+    assert story.billed_in_the_end() == [("cycle", [("B", 50, 1_500), ("A", 100, 1_000)])]
+
+
 # Boundaries to the second, whatever the window
 
 

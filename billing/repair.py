@@ -22,7 +22,7 @@ REPAIRED_UNITS = "om_units"
 # (docs.stripe.com/api/idempotent_requests).
 MOST_TRIES = 5
 # Stripe shows the last trial of a subscription only.
-MAY_BE_FREE = "not repaired: its subscription had a trial, and perhaps one before; look, and bill it"
+MAY_BE_FREE = "not repaired: its subscription had a trial, and perhaps one before that; look first"
 
 
 class Repaired(NamedTuple):

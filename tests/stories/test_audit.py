@@ -302,6 +302,20 @@ def test_a_repair_is_made_once_and_counts_as_billed(tell: Tell, mode: str) -> No
     assert sum(line["amount"] for i in story.invoices() for line in i["lines"]["data"]) == 120
 
 
+def test_a_subscription_that_had_a_trial_is_not_repaired(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A", trial_end=str(START + DAY))
+    story.to(START + DAY)
+    story.use(7, T - 60)
+    story.to(T)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    result = audit(story, "--repair", "--yes")
+    assert result.exit_code == 1
+    assert "not repaired: its subscription had a trial" in result.stderr
+    assert invoice_items(story) == []
+
+
 def test_what_comes_after_a_repair_is_repaired_alone(tell: Tell) -> None:
     story = lacking(tell)
     assert audit(story, "--repair", "--yes").exit_code == 0

@@ -22,7 +22,8 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wrappers import Response
 
-from billing import audit, events, periodic, replay
+from audit.command import audit_command
+from billing import events, periodic, replay
 from billing.clock import StripeClock
 from billing.items import STRIPE_ID, InvalidStripeObject
 from billing.reports import Outcome, Services, milliseconds_since
@@ -161,7 +162,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
-    app.cli.add_command(audit.audit_command)
+    app.cli.add_command(audit_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
     add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])

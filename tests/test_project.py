@@ -65,7 +65,7 @@ def test_each_requirement_is_pinned_as_locked_and_is_used(name: str) -> None:
     locked = dict(
         re.findall(r"^([\w-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.M)
     )
-    folders = ("billing", "service", "fakes", "tests")
+    folders = ("audit", "billing", "service", "fakes", "tests")
     ours = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
     used = set().union(*map(imports, ours))
     for package, version in pins(name).items():
@@ -100,7 +100,12 @@ def texts(node: ast.AST) -> list[str]:
 def messages() -> set[str]:
     """Return what the service says where it fails, refuses or warns."""
     said = set()
-    for path in [ROOT / "app.py", ROOT / "usage.py", *ROOT.glob("billing/*.py")]:
+    for path in [
+        ROOT / "app.py",
+        ROOT / "usage.py",
+        *ROOT.glob("audit/*.py"),
+        *ROOT.glob("billing/*.py"),
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
                 said |= set(texts(node.value))
@@ -123,7 +128,7 @@ def test_troubleshooting_names_each_warning_and_error_and_no_other() -> None:
         known = any(all(piece in message for piece in symptom) for symptom in symptoms)
         assert known, message
     sources = [ROOT / "app.py", ROOT / "usage.py", ROOT / "service" / "settings.py"]
-    sources += ROOT.glob("billing/*.py")
+    sources += [*ROOT.glob("audit/*.py"), *ROOT.glob("billing/*.py")]
     every = "\n".join(text for path in sources for text in texts(ast.parse(path.read_text())))
     by_stripe = {"No signatures found matching", "Timestamp outside the tolerance zone"}
     for symptom in symptoms:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 
-from billing import pricing, stripe_api, ways
-from billing.audited import (
+from audit import pricing
+from audit.measuring import Found, Wanted, fetch_totals
+from audit.reading import (
     SUBSCRIPTION_OF_INVOICE,
     AuditedInvoice,
     AuditedLine,
@@ -22,10 +23,8 @@ from billing.audited import (
     read_pending_item,
     read_running,
 )
-from billing.items import InvalidStripeObject, MeteredItem
-from billing.measuring import Found, Wanted, fetch_totals
-from billing.repair import Repairs
-from billing.rows import (
+from audit.repair import Repairs
+from audit.rows import (
     ZERO,
     Row,
     line_key,
@@ -33,7 +32,9 @@ from billing.rows import (
     todo_of_line,
     with_repairs,
 )
-from billing.spans import Counted, Coverage
+from audit.spans import Counted, Coverage
+from billing import stripe_api, ways
+from billing.items import InvalidStripeObject, MeteredItem
 from billing.stripe_api import Json, NotReported
 from usage import QueryFailed, one_line
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from billing import pricing, stripe_api
-from billing.audited import REPAIRED_LINE, Source
+from audit import pricing
+from audit.reading import REPAIRED_LINE, Source
+from audit.rows import Row
+from billing import stripe_api
 from billing.invoices import MAX_QUANTITY, as_number, plain, unit_amount
-from billing.rows import Row
 from billing.stripe_api import GoneFromStripe, Json, ReportFailed
 from billing.subscriptions import OVER
 from usage import window_start_at

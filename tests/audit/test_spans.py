@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.spans import OPEN_END, Counted, Coverage, Life, Span, gaps, overlaps
+from audit.spans import OPEN_END, Counted, Coverage, Life, Span, gaps, overlaps
 
 ONE = Span(0, 0, "", "cus_1", "sub_1", "si_1", "price_A", "in_1")
 WHOLE = [Life(0, OPEN_END)]

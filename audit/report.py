@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import IO, Any
 
-from billing import pricing
+from audit import pricing
+from audit.rows import COLUMNS, GAP, IDLE, LINE, NOBODY, OVERLAP, ZERO, Row, utc
 from billing.invoices import plain
-from billing.rows import COLUMNS, GAP, IDLE, LINE, NOBODY, OVERLAP, ZERO, Row, utc
 
 WIDTH = 80
 HEADER = ("invoice", "meter", "metered", "billed", "missing", "money")

@@ -10,11 +10,11 @@ from itertools import islice
 from typing import TypeVar
 
 import usage
-from billing.auditing import Audit
+from audit.lines import Audit
+from audit.measuring import Wanted, fetch_totals
+from audit.rows import GAP, IDLE, NOBODY, OVERLAP, ZERO, Row, line_key, missing_money
+from audit.spans import OPEN_END, Counted, Gap, Overlap
 from billing.invoices import read_currency
-from billing.measuring import Wanted, fetch_totals
-from billing.rows import GAP, IDLE, NOBODY, OVERLAP, ZERO, Row, line_key, missing_money
-from billing.spans import OPEN_END, Counted, Gap, Overlap
 from billing.stripe_api import Json, NotReported
 from usage import QueryFailed, window_start_at
 

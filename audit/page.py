@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from billing import pricing
-from billing.audit_report import NAMES, Money, Spool, Sums
-from billing.rows import LINE, Row, utc
+from audit import pricing
+from audit.report import NAMES, Money, Spool, Sums
+from audit.rows import LINE, Row, utc
 
 PAGES = Path(__file__).parent / "pages"
 # Of a chart, in the SVG's own units.

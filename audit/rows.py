@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from billing import pricing
+from audit import pricing
 from billing.invoices import plain, unit_amount
 from billing.stripe_api import Json
 from usage import rfc3339, window_start_at

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from billing import pricing
-from billing.rows import missing_money
+from audit import pricing
+from audit.rows import missing_money
 from fakes import stripe_prices
 
 PER_UNIT = {"unit_amount": 10, "unit_amount_decimal": "10"}

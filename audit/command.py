@@ -17,11 +17,14 @@ from flask import current_app
 from flask.cli import with_appcontext
 from tqdm import tqdm
 
-from billing import pricing
-from billing.audit_page import Page, time_text
-from billing.audit_report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
-from billing.audited import Source
-from billing.auditing import Audit
+from audit import pricing
+from audit.lines import Audit
+from audit.page import Page, time_text
+from audit.reading import Source
+from audit.repair import Repair, create, plan
+from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
+from audit.rows import LINE, Row
+from audit.unbilled import find_unbilled
 from billing.commands import (
     DIFFERENT,
     FAILED,
@@ -33,10 +36,7 @@ from billing.commands import (
     parse_ids,
     with_batch_limits,
 )
-from billing.repair import Repair, create, plan
-from billing.rows import LINE, Row
 from billing.stripe_api import NotReported
-from billing.unbilled import find_unbilled
 from service.transport import MAX_CONNECTIONS
 
 HOUR, DAY = 3_600, 86_400

@@ -9,6 +9,7 @@ from decimal import Decimal
 from sys import intern
 from typing import Any
 
+from audit.spans import OPEN_END, Counted, Coverage, Life, Span
 from billing import stripe_api
 from billing.closings import UNSEEN
 from billing.invoices import (
@@ -41,7 +42,6 @@ from billing.items import (
 )
 from billing.notes import NO_METER, metadata_text, noted_seconds, removed_items
 from billing.reports import Outcome, Services
-from billing.spans import OPEN_END, Counted, Coverage, Life, Span
 from billing.stripe_api import Json
 from billing.subscriptions import RUNNING, Subscription, fetch_all_entries, read_metered_items
 

@@ -1,0 +1,1 @@
+"""What was metered, billed and is missing, invoice by invoice: `flask audit`."""

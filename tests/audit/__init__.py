@@ -1,0 +1,1 @@
+"""Tables of what the audit works out; no network."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import formatdate
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -246,7 +247,10 @@ def page_of(query: Query, count: int, entry: Callable[[int], Json]) -> Json:
 
 def message(status: int, body: bytes) -> bytes:
     """Return an HTTP answer of JSON."""
-    head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = (
+        f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\n"
+        f"Date: {formatdate(usegmt=True)}\r\nContent-Length: {len(body)}"
+    )
     return head.encode() + b"\r\n\r\n" + body
 
 

@@ -72,6 +72,7 @@ TOLERANCE = 300
 USAGE = (("m1", "execution"), ("m2", "other"))
 # The Billing Meter behind each item of a subscription; usage records without.
 SLOTS = {"classic": ("ma", ""), "flexible": ("ma", "md")}
+LATER_END = "max_period_end"
 INTERVALS = [("day", "day"), ("day", "week"), ("week", "month"), ("month", "month")]
 READINGS = {
     "last_by": ["timestamp", "arrival"],
@@ -89,6 +90,8 @@ WORK = st.sampled_from(
 BESIDE_END = st.sampled_from([-600, -70, -30, -10, -3, -1, 0, 1, 4, 30, 61, 900, 3_500])
 # How many seconds something waits that could begin at once; a subscription for others of its run.
 LATER, QUEUE = [0, 0, 0, 1, 20, 90], [0, 0, 0, 4, 70, 200]
+# How often the products are used while a team works.
+MOST_USES = 20
 # How probable it is that a subscription was just updated, so that there is something to deliver.
 UPDATED = 0.5
 # How probable it is that another task goes on, that a step takes seconds, and that a call fails.
@@ -200,7 +203,7 @@ class History(RuleBasedStateMachine):
         self.mended = set[str]()
         self.booked, self.lines = set[str](), list[Line]()
         self.late: list[Batch] = []
-        self.names = 0
+        self.names, self.rests_until, self.uses_left = 0, 0.0, 0
         self.make_catalog(lags[0])
         self.customers = [self.account.add("customer", "cus", test_clock=None) for _ in modes]
         self.subscriptions = [""] * len(modes)
@@ -278,6 +281,10 @@ class History(RuleBasedStateMachine):
 
     def use_and_tell(self) -> None:
         """Use all products while others work, and tell OpenMeter of some late usage, too."""
+        if self.world.now < self.rests_until or self.uses_left <= 0:
+            return
+        self.rests_until = self.world.now + 2
+        self.uses_left -= 1
         self.use(late=True)
         drafts = any(invoice["status"] == "draft" for invoice in self.account.all("invoice"))
         SEEN["late usage in draft"] += drafts and len(self.late) > 1
@@ -320,9 +327,12 @@ class History(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def cancel_later(self, which: int) -> None:
-        """Cancel at the period's end."""
-        if self.state(which)["status"] == "active":
-            self.account.update_subscription(self.state(which), {"cancel_at_period_end": "true"})
+        """Cancel at the period's end, or with two intervals at the later period's end."""
+        state = self.state(which)
+        if state["status"] == "active":
+            is_classic = state["billing_mode"] == "classic"
+            form = {"cancel_at_period_end": "true"} if is_classic else {"cancel_at": LATER_END}
+            self.account.update_subscription(state, form)
 
     @rule(which=WHICH, mode=st.sampled_from(list(SLOTS)), team=TEAM, wait=st.integers(2, HOUR))
     def come_back(self, which: int, mode: str, team: Team, wait: int) -> None:
@@ -392,6 +402,7 @@ class History(RuleBasedStateMachine):
         SEEN["run beside delivery"] += {"run", "delivery"} <= set(work)
         SEEN["two runs"] += sum(kind.startswith("run") for kind in work) > 1
         SEEN["two processes"] += len(hosts - {""}) > 1
+        self.uses_left = MOST_USES
         self.scheduler.run(Chance(random, team.budget, *team.pace), self.use_and_tell)
         self.book()
 
@@ -625,6 +636,8 @@ class History(RuleBasedStateMachine):
             if subscription["cancel_at_period_end"]:
                 ends = [item["end"] for item in self.account.items(subscription)]
                 self.knows.exact[subscription["id"]].add(max(ends))
+            if subscription["cancel_at"]:
+                self.knows.exact[subscription["id"]].add(subscription["cancel_at"])
             if subscription["status"] == "active":
                 for item in self.account.items(subscription):
                     self.check_running(subscription, item)

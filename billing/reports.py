@@ -28,6 +28,8 @@ from service.transport import seconds_left
 
 # A total that is older is asked again before it goes out.
 ASK_AGAIN_SECONDS = 3
+# In a period that is older, a report's second lags by more than a report can wait: a few minutes.
+YOUNG_SECONDS = 1_800
 # A period's first record is for its second second; Stripe's clock is known to a second.
 FIRST_SECONDS = 2
 
@@ -204,12 +206,15 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
 
 
 class LatestTotal:
-    """OpenMeter's total of an item's period, asked again once it is some seconds old."""
+    """OpenMeter's total of an item's period, asked again once it is some seconds old.
 
-    def __init__(self, services: Services, item: MeteredItem) -> None:
-        self.services, self.item = services, item
+    `began` is the monotonic second at which its report began.
+    """
+
+    def __init__(self, report: PendingReport, services: Services, began: float) -> None:
+        self.report, self.services, self.began = report, services, began
         self.asked_at = time.monotonic()
-        self.found = measure(services, item)
+        self.found = measure(services, report.item)
 
     @property
     def billable(self) -> Decimal:
@@ -224,9 +229,22 @@ class LatestTotal:
         """Return it once more, asked again if it has waited. Raises ReportFailed."""
         if time.monotonic() - self.asked_at > ASK_AGAIN_SECONDS:
             self.asked_at = time.monotonic()
-            again = measure(self.services, self.item)
+            again = measure(self.services, self.report.item)
             self.found = self.found if again is None else again
         return self.billable
+
+    def known_at(self) -> int:
+        """Return the UTC second at which it was asked, in the item's period as it was known.
+
+        A running period may have ended since. A young one keeps its second, for a later one could
+        lie behind that end; those of others lag by more than any report waits.
+        """
+        as_of, item = self.report.as_of, self.report.item
+        moved = as_of + int(self.asked_at - self.began)
+        if as_of >= item.end:
+            return moved
+        is_young = as_of - item.counted_from < YOUNG_SECONDS
+        return as_of if is_young else min(moved, item.end - 1)
 
 
 def report_one(report: PendingReport, services: Services, outcome: Outcome) -> None:
@@ -241,7 +259,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             log.info("%s: a later report of it came first", item.id, extra={"item": item.id})
             outcome.skipped.append(item.id)
             return
-        total = LatestTotal(services, item)
+        total = LatestTotal(report, services, began)
         if total.found is None and report.writes and not services.trust_no_rows(report):
             outcome.skipped.append(item.id)
             return
@@ -274,7 +292,7 @@ def write(
     item = report.item
     if not item.billing_meter:
         wait_for_first_second(item, services)
-    sent = ways.report_total(services.stripe, item, total.current, report.as_of)
+    sent = ways.report_total(services.stripe, item, total.current, total.known_at)
     fields = report_fields(item, total.billable)
     line = ", ".join(f"{name}: {value}" for name, value in fields.items())
     taken = {"total": f"{total.billable:f}", "milliseconds": milliseconds_since(began)}

@@ -33,17 +33,20 @@ MAX_DIGITS = 15
 
 
 def report_total(
-    account: StripeConnection, item: MeteredItem, total: Callable[[], Decimal], as_of: int
+    account: StripeConnection,
+    item: MeteredItem,
+    total: Callable[[], Decimal],
+    known_at: Callable[[], int],
 ) -> int | str:
     """Tell Stripe an item's total for its period, and return the value that was sent.
 
-    `total` is asked just before it goes out, and again before it is sent again. `as_of` is the
-    UTC second at which the period was known to be as the item says. Reports may repeat: each
-    replaces the one before. Raises ReportRefused or ReportFailed.
+    `total` is asked just before it goes out, and again before it is sent again; `known_at` then
+    says at which UTC second it was known. Reports may repeat: each replaces the one before. Raises
+    ReportRefused or ReportFailed.
     """
     if item.billing_meter is None:
         return set_usage_record(account, item, total)
-    return send_meter_event(account, item, total, as_of)
+    return send_meter_event(account, item, total, known_at)
 
 
 def record_timestamp(item: MeteredItem) -> int:
@@ -77,7 +80,10 @@ def set_usage_record(
 
 
 def send_meter_event(
-    account: StripeConnection, item: MeteredItem, total: Callable[[], Decimal], as_of: int
+    account: StripeConnection,
+    item: MeteredItem,
+    total: Callable[[], Decimal],
+    known_at: Callable[[], int],
 ) -> str:
     """Send the total as an event of the item's Billing Meter, and return its value.
 
@@ -89,13 +95,10 @@ def send_meter_event(
     meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     payload = {meter["customer_mapping"]["event_payload_key"]: item.customer}
     value_key = meter["value_settings"]["event_payload_key"]
-    began = time.monotonic()
 
     def latest_form() -> Json:
-        # A running period may end while this waits, a closed one goes on to be so.
-        waited = int(time.monotonic() - began) if as_of >= item.end else 0
         payload[value_key] = meter_value(total())
-        second = report_second(item.counted_from, item.end, as_of + waited)
+        second = report_second(item.counted_from, item.end, known_at())
         return {"event_name": meter["event_name"], "timestamp": second, "payload": payload}
 
     event = post_latest(account, "/v1/billing/meter_events", latest_form)

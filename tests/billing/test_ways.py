@@ -31,7 +31,7 @@ Answers = Callable[..., Any]
 
 
 def report(account: StripeConnection, item: MeteredItem, total: object, as_of: int) -> Any:
-    return ways.report_total(account, item, lambda: Decimal(str(total)), as_of)
+    return ways.report_total(account, item, lambda: Decimal(str(total)), lambda: as_of)
 
 
 @pytest.fixture

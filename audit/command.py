@@ -29,11 +29,10 @@ from billing.commands import (
     DIFFERENT,
     FAILED,
     INTERRUPTED,
-    LIVE_RATE,
-    TEST_RATE,
     account_option,
     connections,
-    parse_ids,
+    rate_option,
+    subscription_option,
     with_batch_limits,
 )
 from billing.stripe_api import NotReported
@@ -187,14 +186,7 @@ class Progress:
     help="Invoices created since then: 35d, 12h, or a day such as 2026-11-01 (UTC).",
 )
 @click.option("--until", metavar="TIME", callback=parse_time, help="And before then.")
-@click.option(
-    "--subscription",
-    "ids",
-    multiple=True,
-    metavar="SUB",
-    callback=parse_ids,
-    help="Only this subscription; may be given more than once.",
-)
+@subscription_option
 @account_option
 @click.option("--differing", is_flag=True, help="Show only what differs.")
 @click.option("--all", "show_all", is_flag=True, help="Show every line in the table.")
@@ -221,13 +213,7 @@ class Progress:
     show_default=True,
     help="Calls that are made at the same time.",
 )
-@click.option(
-    "--rate",
-    type=click.IntRange(0),
-    metavar="N",
-    help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
-    f"{LIVE_RATE} with a live one]",
-)
+@rate_option
 @with_appcontext
 def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
     """Compare each metered line of the invoices of some time with OpenMeter's total now.

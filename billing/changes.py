@@ -45,12 +45,8 @@ class EndedPeriod:
 
     @property
     def carries_usage_over(self) -> bool:
-        """Say whether its usage goes over to another price: both are without a meter.
-
-        (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
-        """
-        both = (self.before, self.after or {})
-        return all(has_metered_price(item) and not has_meter(item.get("price")) for item in both)
+        """Say whether its usage goes over to another price."""
+        return usage_goes_over(self.before, self.after or {})
 
     @property
     def ended_own_trial(self) -> bool:
@@ -70,10 +66,18 @@ class EndedPeriod:
         return not carried_over and any(map(has_metered_price, (self.before, self.after)))
 
 
+def usage_goes_over(before: Json, after: Json) -> bool:
+    """Say whether usage goes over when an item's price changes: both are without a meter.
+
+    (docs.stripe.com/billing/subscriptions/usage-based-legacy/recording-usage)
+    """
+    both = (before, after)
+    return all(has_metered_price(item) and not has_meter(item.get("price")) for item in both)
+
+
 def starts_new_price(before: Json, after: Json) -> bool:
     """Say whether an item has another price, to which no usage goes over."""
-    carried_over = EndedPeriod(before, after, 0, 0, "change").carries_usage_over
-    return price_id(before) != price_id(after) and not carried_over
+    return price_id(before) != price_id(after) and not usage_goes_over(before, after)
 
 
 def price_id(item: Json) -> object:

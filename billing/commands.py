@@ -26,6 +26,29 @@ def parse_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> 
     return list(dict.fromkeys(given))
 
 
+def subscription_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take subscriptions."""
+    return click.option(
+        "--subscription",
+        "ids",
+        multiple=True,
+        metavar="SUB",
+        callback=parse_ids,
+        help="Only this subscription; may be given more than once.",
+    )(command)
+
+
+def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take a rate."""
+    return click.option(
+        "--rate",
+        type=click.IntRange(0),
+        metavar="N",
+        help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
+        f"{LIVE_RATE} with a live one]",
+    )(command)
+
+
 def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Let a command take accounts."""
     return click.option(

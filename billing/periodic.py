@@ -29,11 +29,10 @@ from billing.commands import (
     DIFFERENT,
     FAILED,
     INTERRUPTED,
-    LIVE_RATE,
-    TEST_RATE,
     account_option,
     connections,
-    parse_ids,
+    rate_option,
+    subscription_option,
     with_batch_limits,
 )
 from billing.invoices import invoice_subscription_id, is_subscription_draft
@@ -451,14 +450,7 @@ def comparison_table(rows: list[Mapping[str, Any]]) -> str:
 
 
 @click.command("report", short_help="Report all subscriptions' usage, or compare it.")
-@click.option(
-    "--subscription",
-    "ids",
-    multiple=True,
-    metavar="SUB",
-    callback=parse_ids,
-    help="Only this subscription; may be given more than once.",
-)
+@subscription_option
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option(
@@ -468,13 +460,7 @@ def comparison_table(rows: list[Mapping[str, Any]]) -> str:
     show_default=True,
     help="Subscriptions that are worked on at the same time.",
 )
-@click.option(
-    "--rate",
-    type=click.IntRange(0),
-    metavar="N",
-    help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
-    f"{LIVE_RATE} with a live one]",
-)
+@rate_option
 @account_option
 @with_appcontext
 def report_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:

@@ -1659,6 +1659,25 @@ def test_an_event_from_before_a_change_reports_no_usage_of_the_new_price(
     assert story.closed_with(END) == "1000"
 
 
+@MODES
+def test_an_event_of_a_change_reports_no_price_that_came_after_it(tell: Tell, mode: str) -> None:
+    story = tell()
+    story.subscribe(mode, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.change("B")
+    story.use(12, T + 30)
+    story.to(T + 60)
+    story.change("A")
+    story.machine.now += 60
+    first, second = story.fresh()
+    story.post(first)
+    assert {value for _, value in story.sent()} == {"100"}
+    story.post(second)
+    assert story.closed_with(T + 60) == "12"
+    assert story.sent()[-1][1] == "0"
+
+
 @READINGS
 def test_a_run_before_the_event_of_a_change_leaves_the_former_price_its_usage(
     tell: Tell, readings: dict[str, str]

@@ -37,18 +37,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
 from typing import NamedTuple
-from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, Phase, note, seed, settings
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.internal.constants_ast import Constants
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stripe import WebhookSignature
 
 from billing.commands import with_batch_limits
@@ -59,12 +52,10 @@ from fakes.stripe_prices import is_metered
 from tests.conftest import ACACIA, DAY, ENDIVE, SECRET, START
 from tests.stories.model_hosts import Host, World, in_this_world
 from tests.stories.model_knowledge import TIE, WINDOWS, Knowledge, Line, Record, Use
+from tests.stories.model_runs import PARTS, run_histories
 from tests.stories.model_schedule import Chance, TurnLock
 
-# In parts, which can run at the same time; each has its own fixed seed.
-PARTS, SEED = 4, 20
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "200"))
-PHASES = [Phase.generate] if os.environ.get("MODEL_QUICK") else [Phase.generate, Phase.shrink]
 HOUR = 3_600
 # The tolerance of signatures: beyond it a host refuses deliveries, and Stripe sends them again.
 TOLERANCE = 300
@@ -689,20 +680,6 @@ def is_ignored(event: Record) -> bool:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_what_runs_beside_each_other_bills_each_unit_once(part: int) -> None:
     SEEN.clear()
-    # Otherwise hypothesis draws other values, too, by the modules that other tests have loaded.
-    constants = "hypothesis.internal.conjecture.providers._get_local_constants"
-    with mock.patch(constants, return_value=Constants()):
-        run_state_machine_as_test(
-            seed(SEED + part)(type("History", (History,), {})),
-            settings=settings(
-                max_examples=HISTORIES // PARTS,
-                stateful_step_count=12,
-                deadline=None,
-                database=None,
-                derandomize=False,
-                suppress_health_check=list(HealthCheck),
-                phases=PHASES,
-            ),
-        )
+    run_histories(History, part, HISTORIES // PARTS, steps=12)
     if HISTORIES >= 200:
         assert not [event for event in EXPECTED if SEEN[event] < HISTORIES / PARTS / 20]

@@ -36,15 +36,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.internal.constants_ast import Constants
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stripe import WebhookSignature
 
 import app
@@ -54,12 +47,10 @@ from fakes.stripe_billing import Account, Record
 from fakes.stripe_prices import is_metered
 from tests.conftest import ACACIA, DAY, ENDIVE, KEY, SECRET
 from tests.stories.model_oracle import HOUR, Delivery, Line, Loss, Oracle, Tenure, Use
+from tests.stories.model_runs import PARTS, run_histories
 from tests.stories.model_world import DROPPED, Clock, Wire, in_one_process
 
-# In parts, which can run at the same time; each has its own fixed seed.
-PARTS, SEED = 4, 20
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "400"))
-PHASES = [Phase.generate] if os.environ.get("MODEL_QUICK") else [Phase.generate, Phase.shrink]
 HOLD = 72 * HOUR
 # An event that is older is read again; younger ones come in order here (docs/billing.md).
 FRESH = FRESH_SECONDS
@@ -1023,21 +1014,7 @@ class History(RuleBasedStateMachine):
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_metered_unit_is_billed_once_or_missed_aloud(part: int) -> None:
     SEEN.clear()
-    # Otherwise hypothesis draws other values, too, by the modules that other tests have loaded.
-    constants = "hypothesis.internal.conjecture.providers._get_local_constants"
-    with mock.patch(constants, return_value=Constants()):
-        run_state_machine_as_test(
-            seed(SEED + part)(type("History", (History,), {})),
-            settings=settings(
-                max_examples=HISTORIES // PARTS,
-                stateful_step_count=30,
-                deadline=None,
-                database=None,
-                derandomize=False,
-                suppress_health_check=list(HealthCheck),
-                phases=PHASES,
-            ),
-        )
+    run_histories(History, part, HISTORIES // PARTS, steps=30)
     if HISTORIES >= 400:
         missing = [event for event in EXPECTED if SEEN[event] < HISTORIES / PARTS / 20]
         assert not missing + [event for event in RARE if not SEEN[event]]

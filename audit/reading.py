@@ -21,7 +21,7 @@ from billing.invoices import (
     fetch_all_lines,
     fetch_invoiced_periods,
     fetch_line_price,
-    fetch_resets_if_anchor_moved,
+    fetch_unrounded_if_anchor_moved,
     invoice_subscription_id,
     invoiced_period,
     line_amounts,
@@ -308,10 +308,10 @@ def read_former_item(
     if item is None:
         return None, price
     changed = {at for other in subscription.entries for at in noted_seconds(other)}
-    resets = fetch_resets_if_anchor_moved(
+    moved = fetch_unrounded_if_anchor_moved(
         subscription.fields, {"period_end": end}, source.services.stripe
     )
-    return replace(item, unrounded=item.unrounded | resets | changed | {end}), price
+    return replace(item, unrounded=item.unrounded | moved | changed | {end}), price
 
 
 def marks(lines: list[Json], subscription: Subscription, source: Source) -> Iterable[MeteredItem]:

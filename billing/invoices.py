@@ -139,7 +139,8 @@ def fetch_invoiced_periods(
     trial is free, and not among them. Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     lines = fetch_all_lines(invoice, account)
-    resets = fetch_resets_if_anchor_moved(subscription, invoice, account) | known.unrounded
+    moved = fetch_unrounded_if_anchor_moved(subscription, invoice, account)
+    unrounded = moved | known.unrounded
     removed = removed_items(subscription)
     prices = {} if known.prices is None else known.prices
     found: list[InvoicedPeriod] = []
@@ -165,7 +166,7 @@ def fetch_invoiced_periods(
             or is_free(entry, subscription, key.start, key.end)
         ):
             continue
-        exact = resets if renewed_unchanged else resets | {key.end}
+        exact = unrounded if renewed_unchanged else unrounded | {key.end}
         item = replace(item, unrounded=item.unrounded | exact)
         found.append(invoiced_period(invoice, item, billed, price, entry))
     return InvoicedPeriods(found, unseen)
@@ -298,9 +299,15 @@ def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
     Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     lines = require_lines(invoice)
-    if invoice["lines"].get("has_more"):
+    if has_more_lines(invoice):
         return stripe_api.list_invoice_lines(account, require_id(invoice, "id", ""))
     return lines
+
+
+def has_more_lines(invoice: Json) -> bool:
+    """Say whether an invoice has more lines than it lists."""
+    lines = invoice.get("lines")
+    return isinstance(lines, Mapping) and lines.get("has_more") is True
 
 
 def require_lines(invoice: Json) -> list[Json]:
@@ -311,19 +318,33 @@ def require_lines(invoice: Json) -> list[Json]:
     return [line for line in lines["data"] if isinstance(line, dict)]
 
 
-def fetch_resets_if_anchor_moved(
+def fetch_unrounded_if_anchor_moved(
     subscription: Json, invoice: Json, account: StripeConnection
 ) -> frozenset[int]:
-    """Return where resets ended periods, if one came between an invoice and now.
+    """Return where periods met at no natural renewal, if the anchor moved since an invoice.
 
-    The subscription then no longer knows whether the invoice's period began with a reset. Raises
-    InvalidStripeObject, ReportRefused or ReportFailed.
+    The subscription then no longer knows whether the invoice's period began with a reset, or anew
+    after a pause. Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
     anchors, end = reset_anchor(subscription), invoice.get("period_end")
     if type(end) is not int or all(anchor < end for anchor in anchors):
         return frozenset()
     invoices = stripe_api.list_invoices(account, require_id(subscription, "id", ""))
-    return frozenset(invoice["period_end"] for invoice in invoices if is_of_reset(invoice))
+    resets = {invoice["period_end"] for invoice in invoices if is_of_reset(invoice)}
+    return frozenset(resets | began_anew(subscription, invoice, invoices))
+
+
+def began_anew(subscription: Json, invoice: Json, invoices: list[Json]) -> set[int]:
+    """Return where periods that an invoice bills began though no invoice bills one until then.
+
+    A renewal bills each metered item until its instant. Where an invoice has more lines than it
+    shows, that is unknown. A subscription's own start is told by itself.
+    """
+    if any(has_more_lines(other) for other in invoices):
+        return set()
+    ended = set[int]().union(*(item_ends(invoice) for invoice in invoices))
+    starts = {start for start, _ in item_periods(invoice)}
+    return starts - ended - {subscription.get("start_date")}
 
 
 def is_of_reset(invoice: Json) -> bool:
@@ -342,12 +363,17 @@ def is_of_reset(invoice: Json) -> bool:
 
 def item_ends(invoice: Json) -> set[int]:
     """Return where the periods of the subscription items end that an invoice lists."""
+    return {end for _, end in item_periods(invoice)}
+
+
+def item_periods(invoice: Json) -> list[tuple[int, int]]:
+    """Return the periods of the subscription items that an invoice lists."""
     try:
         lines = require_lines(invoice)
     except InvalidStripeObject:
-        return set()
+        return []
     periods = [line_period(line) for line in lines if line_item(line) is not None]
-    return {period[1] for period in periods if period}
+    return [period for period in periods if period]
 
 
 def line_amounts(lines: list[Json]) -> dict[LineKey, Decimal]:

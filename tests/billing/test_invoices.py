@@ -10,6 +10,7 @@ from billing.invoices import (
     BilledUnits,
     InvoicedPeriod,
     LineKey,
+    began_anew,
     billed_units,
     kept_price,
     unit_amount,
@@ -130,3 +131,23 @@ def test_a_price_was_kept_at_the_end_unless_a_change_is_noted_there(
 def test_an_item_that_was_removed_at_the_end_went_on_with_nothing(after: int, kept: bool) -> None:
     removed = RemovedItem("si_1", 0, ITEM.end + after, "m1", "HOUR")
     assert kept_price(KEY, {}, {}, removed) is kept
+
+
+@pytest.mark.parametrize(
+    ("earlier", "began", "anew"),
+    [
+        ([line(period={"start": 0, "end": ITEM.start})], 0, set()),
+        ([line(period={"start": 0, "end": ITEM.start - 1})], 0, {ITEM.start}),
+        ([], 0, {ITEM.start}),
+        ([], ITEM.start, set()),
+    ],
+    ids=["a renewal", "a gap", "nothing before", "the subscription's start"],
+)
+def test_a_period_that_no_line_leads_up_to_began_anew(
+    earlier: list[Any], began: int, anew: set[int]
+) -> None:
+    subscription = {"start_date": began}
+    last, first = ({"lines": {"data": lines}} for lines in ([line()], earlier))
+    assert began_anew(subscription, last, [last, first]) == anew
+    cut = {"lines": {"data": earlier, "has_more": True}}
+    assert began_anew(subscription, last, [last, cut]) == set()

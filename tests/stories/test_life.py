@@ -1781,6 +1781,27 @@ def test_what_is_resumed_counts_nothing_of_the_time_between(tell: Tell, version:
 
 
 @SHAPES
+def test_what_was_resumed_before_a_later_reset_begins_to_the_second(
+    tell: Tell, version: str
+) -> None:
+    story = tell(version)
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T)
+    story.status("paused")
+    again = END + 5 * DAY + 77
+    story.use(500, again - 60)
+    story.to(again)
+    story.use(3, again + 1)
+    story.status("active")
+    story.deliver()
+    end = story.shown()["items"]["data"][0]["current_period_end"]
+    story.to(end + 60)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    assert usage_lines(story, end) == [("A", 3, 30)]
+
+
+@SHAPES
 @pytest.mark.parametrize("status", ["past_due", "unpaid"])
 def test_what_is_unpaid_is_reported_on(tell: Tell, version: str, status: str) -> None:
     story = tell(version)

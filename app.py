@@ -181,6 +181,7 @@ def build_services(settings: Mapping[str, Any]) -> Services:
         stripe=StripeConnection(clients.stripe, settings["USAGE_ROUNDING"]),
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
+        grace_seconds=settings["INVOICE_GRACE_HOURS"] * 3_600,
         is_live="_live_" in settings["STRIPE_KEY"],
         account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )

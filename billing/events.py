@@ -18,6 +18,7 @@ from billing.closings import (
     invoice_reports,
     late_change_corrections,
 )
+from billing.grace import let_draft_wait
 from billing.invoices import (
     billed_units,
     invoice_subscription_id,
@@ -180,6 +181,9 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
         reports += invoice_reports(invoice, as_it_is(current), services, outcome)
         skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
+    if not outcome.failed:
+        with outcome.record_errors(invoice_id):
+            let_draft_wait(invoice_id, reports, current.as_of, services)
     return outcome
 
 

@@ -43,7 +43,8 @@ class Services:
     `account_option` is how Stripe is told of another account: an organization's key needs
     `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
     usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
-    process noted a change of late, and when (monotonic seconds).
+    process noted a change of late, and when (monotonic seconds). `grace_seconds` is how long
+    after a period's end its draft waits for late usage; 0: as Stripe has it.
     """
 
     openmeter: openmeter.Client
@@ -55,6 +56,7 @@ class Services:
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
     turns: Turns = field(default_factory=Turns)
     noted: dict[tuple[str, ...], float] = field(default_factory=dict)
+    grace_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class PendingReport:
 
     That is the second of a fresh event, or one before the item was read, on Stripe's clock.
     Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
-    would be told it, and the outcome, and warns.
+    would be told it, and the outcome, and warns. With `counts_until_final`, a draft bills it that
+    counts what is reported until it becomes final.
     """
 
     item: MeteredItem
     as_of: int
     writes: bool = True
     check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
+    counts_until_final: bool = False
 
 
 @dataclass(frozen=True)

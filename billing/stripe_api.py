@@ -125,6 +125,17 @@ def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
     return fetch_object(account, "invoice", f"/v1/invoices/{invoice_id}")
 
 
+def set_finalization(account: StripeConnection, invoice_id: str, at: int) -> None:
+    """Let a draft become final at a UTC second. Raises ReportRefused or ReportFailed.
+
+    (docs.stripe.com/api/invoices/update, automatically_finalizes_at)
+    """
+    path, when = f"/v1/invoices/{invoice_id}", {"automatically_finalizes_at": at}
+    answer = call(account, "post", path, auto_advance=True, **when)
+    if answer.get("object") != "invoice":
+        raise ReportFailed("Stripe's answer is no invoice")
+
+
 def set_metadata(
     account: StripeConnection, kind: str, object_id: str, key: str, value: str
 ) -> None:

@@ -13,6 +13,9 @@ from dotenv import dotenv_values
 from usage import ROUNDING, WINDOW_SECONDS
 
 LAST_PORT = 65_535
+# The longest that Stripe lets an account's drafts wait
+# (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+MOST_GRACE_HOURS = 72
 ENV_FILE = Path(__file__).parent.parent / ".env"
 
 
@@ -77,6 +80,13 @@ def tcp_port(value: str) -> int:
     return int(value)
 
 
+def grace_hours(value: str) -> int:
+    """Accept a number of hours that a draft of Stripe's can wait."""
+    if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MOST_GRACE_HOURS:
+        raise ValueError(f"must be a number of hours from 0 to {MOST_GRACE_HOURS}")
+    return int(value)
+
+
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_KEY": (None, secret),
@@ -86,6 +96,7 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "OPENMETER_TOKEN": ("", secret),
     "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*WINDOW_SECONDS)),
     "USAGE_ROUNDING": ("down", one_of(*ROUNDING)),
+    "INVOICE_GRACE_HOURS": ("0", grace_hours),
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),

@@ -106,6 +106,12 @@ ARROWS = {
         "billing.subscriptions",
         "usage",
     },
+    "billing.grace": {
+        "billing.clock",
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+    },
     "billing.refusals": {
         "billing.items",
         "billing.reports",
@@ -116,6 +122,7 @@ ARROWS = {
         "billing.changes",
         "billing.clock",
         "billing.closings",
+        "billing.grace",
         "billing.invoices",
         "billing.items",
         "billing.losses",

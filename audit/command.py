@@ -185,7 +185,12 @@ class Progress:
     callback=parse_time,
     help="Invoices created since then: 35d, 12h, or a day such as 2026-11-01 (UTC).",
 )
-@click.option("--until", metavar="TIME", callback=parse_time, help="And before then.")
+@click.option(
+    "--until",
+    metavar="TIME",
+    callback=parse_time,
+    help="And before then; a test clock's can be ahead of now.",
+)
 @subscription_option
 @account_option
 @click.option("--differing", is_flag=True, help="Show only what differs.")
@@ -321,7 +326,7 @@ def audit_of(
 ) -> Audit:
     """Return what is to be audited, by Stripe's time."""
     now = sources[0].services.stripe.clock.now()
-    until = min(now, second_of(options.until, now)) if options.until else now
+    until = second_of(options.until, now) if options.until else now
     since = second_of(options.since, now)
     return Audit(since, until, sources, pool, output.show, output.fail, wanted=ids)
 

@@ -137,11 +137,18 @@ def log_and_respond(
     return outcome.as_json(), status
 
 
+def outcome_of(code: int) -> str:
+    """Return what a delivery counts as that was answered with an error."""
+    # Anybody may send what is not signed; a signature that is wrong points to our secret.
+    is_signed = "Stripe-Signature" in request.headers
+    return OUTCOMES.get(code, metrics.NOT_GENUINE if is_signed else metrics.NOT_SIGNED)
+
+
 def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, OUTCOMES.get(code, "not genuine"))
+        log_delivery(logging.WARNING, said, code, outcome_of(code))
     else:
         log.warning(said)
     response = error.get_response()

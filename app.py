@@ -165,7 +165,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     settings = read_settings(load_environment() if config is None else config)
     services = build_services(settings)
     app = Flask("app", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
+    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)

@@ -1,4 +1,4 @@
-"""The systemd units and the alerts, as systemd and Prometheus check them; nothing is started here."""
+"""The systemd units and the alerts, as systemd and Prometheus check them; none is started."""
 
 import os
 import re

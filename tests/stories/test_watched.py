@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 from prometheus_client import Metric
@@ -31,7 +30,8 @@ def counters(story: Story) -> Counts:
 def looked_at() -> dict[str, tuple[str, list[tuple[str, str, str]]]]:
     """Return the counter of each alert that looks at one, with its matchers of labels."""
     parts = re.split(r"- alert: (\w+)\n", RULES)
-    found = {name: INCREASE.findall(rule) for name, rule in pairwise(parts)}
+    rules = zip(parts[1::2], parts[2::2], strict=True)
+    found = {name: INCREASE.findall(rule) for name, rule in rules}
     return {name: (one[0][0], MATCHER.findall(one[0][1])) for name, one in found.items() if one}
 
 

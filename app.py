@@ -143,11 +143,18 @@ def log_and_respond(
     return outcome.as_json(), status
 
 
+def outcome_of(code: int) -> str:
+    """Return what a delivery counts as that was answered with an error."""
+    # Anybody may send what is not signed; a signature that is wrong points to our secret.
+    is_signed = "Stripe-Signature" in request.headers
+    return OUTCOMES.get(code, metrics.NOT_GENUINE if is_signed else metrics.NOT_SIGNED)
+
+
 def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, OUTCOMES.get(code, "not genuine"))
+        log_delivery(logging.WARNING, said, code, outcome_of(code))
     else:
         log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()
@@ -164,7 +171,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     settings = read_settings(load_environment() if config is None else config)
     services = build_services(settings)
     app = Flask("app", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
+    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)

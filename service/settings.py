@@ -57,6 +57,11 @@ def base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def secret_url(value: str) -> str:
+    """Accept such an address that tells who we are by itself."""
+    return base_url(secret(value))
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Accept one of the choices, spelt as here."""
 
@@ -100,6 +105,7 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),
+    "HEARTBEAT_URL": ("", secret_url),
 }
 
 
@@ -128,7 +134,8 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
-    single = [settings[name] for name, (_, check) in SETTINGS.items() if check is secret]
+    hidden = (secret, secret_url)
+    single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
     return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
 
 

@@ -36,6 +36,7 @@ def test_defaults() -> None:
         "PORT": 4242,
         "LOG_FORMAT": "text",
         "METRICS": False,
+        "HEARTBEAT_URL": None,
     }
 
 
@@ -92,6 +93,9 @@ def test_one_message_names_all_that_is_missing(
         ("OPENMETER_URL", "http://[::1"),
         ("OPENMETER_URL", "http://a..b"),
         ("OPENMETER_URL", f"http://{'a' * 70}"),
+        ("HEARTBEAT_URL", "hc.example/6f0c"),
+        ("HEARTBEAT_URL", "https://hc.example/6f0c?create=1"),
+        ("HEARTBEAT_URL", "https://hc.example/é"),
         ("OPENMETER_WINDOW_SIZE", "WEEK"),
         ("OPENMETER_WINDOW_SIZE", "hour"),
         ("INVOICE_GRACE_HOURS", "73"),

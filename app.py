@@ -108,13 +108,19 @@ def event_id_text(event: Mapping[str, Any]) -> str:
     return f"event {event_id}" if known else "an event without id"
 
 
+def parties_text(event: Mapping[str, Any]) -> str:
+    """Return whose event it is, as far as it says that, for a line."""
+    found = ", ".join(events.parties(event).values())
+    return f" of {found}" if found else ""
+
+
 def report_in_time(event: Mapping[str, Any], services: Services) -> Outcome | None:
     """Report what a genuine event is about; None if it is ignored. Raises UnprocessableEntity."""
     try:
         with limit_time_of_calls(DELIVERY_SECONDS):
             return events.report_event(event, services)
     except InvalidStripeObject as error:
-        said = f"{error} ({event_id_text(event)})"
+        said = f"{error} ({event_id_text(event)}{parties_text(event)})"
         raise UnprocessableEntity(f"{said}: {RESENT}") from error
 
 
@@ -128,7 +134,7 @@ def log_and_respond(
     event: Mapping[str, Any], outcome: Outcome | None
 ) -> tuple[dict[str, Any], int]:
     """Return what a genuine event is answered with, and log it."""
-    label = f"{event_id_text(event)} ({one_line(event['type'])})"
+    label = f"{event_id_text(event)} ({one_line(event['type'])}){parties_text(event)}"
     if outcome is None:
         log_delivery(logging.INFO, f"{label}: ignored", OK, "ignored")
         return {"ignored": event["type"]}, OK
@@ -150,7 +156,7 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     if request.endpoint == "webhook":
         log_delivery(logging.WARNING, said, code, outcome_of(code))
     else:
-        log.warning(said)
+        log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()
     response.content_type = "application/json"
     response.set_data(json.dumps({"error": error.description}))
@@ -231,7 +237,8 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
         verify_signature(body, signature, secrets, services.stripe.clock)
         event = parse_event(body)
-        logs.replace_log_fields(event=one_line(event.get("id")), type=one_line(event.get("type")))
+        about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
+        logs.replace_log_fields(**about, **events.parties(event))
         return log_and_respond(event, report_in_time(event, services))
 
 

@@ -26,6 +26,7 @@ from audit.repair import Repair, create, plan
 from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
+from billing import stripe_api
 from billing.commands import (
     DIFFERENT,
     FAILED,
@@ -338,7 +339,7 @@ def audit_of(
     pool: Executor,
 ) -> Audit:
     """Return what is to be audited, by Stripe's time."""
-    now = sources[0].services.stripe.clock.now()
+    now = stripe_api.fetch_now(sources[0].services.stripe)
     until = second_of(options.until, now) if options.until else now
     since = second_of(options.since, now)
     return Audit(since, until, sources, pool, output.show, output.fail, wanted=ids)

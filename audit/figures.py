@@ -11,8 +11,8 @@ KINDS = (LINE, GAP, NOBODY, OVERLAP, IDLE)
 def figures(sums: Sums, failed: int) -> list[Figure]:
     """Return the sums of an audit, of which so many things could not be read."""
     counts = sums.counts
-    states = {"differ": counts["differing"], "unknown": counts["unknown"]}
-    states["agree"] = counts["invoices"] - sum(states.values())
+    states = {"agree": sums.agreeing, "differ": counts["differing"]}
+    states |= {"can be mended": counts["mendable"], "unknown": counts["unknown"]}
     found = [Figure("failed", "What could not be read", failed)]
     for state, count in states.items():
         found.append(Figure("invoices", "Invoices by what was found", count, {"state": state}))

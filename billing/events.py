@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,14 @@ from billing.invoices import (
     is_subscription_draft,
     require_lines,
 )
-from billing.items import SCOPE, InvalidStripeObject, MeteredItem, read_item, require_id
+from billing.items import (
+    SCOPE,
+    InvalidStripeObject,
+    MeteredItem,
+    read_item,
+    require_expandable_id,
+    require_id,
+)
 from billing.notes import noted_seconds
 from billing.noting import note_changes, note_removals, was_noted, with_current_notes
 from billing.refusals import report_refused_events
@@ -99,6 +107,23 @@ def event_object(event: Mapping[str, Any]) -> Json:
     if not isinstance(carried, dict):
         raise InvalidStripeObject("data.object is missing")
     return carried
+
+
+def parties(event: Mapping[str, Any]) -> dict[str, str]:
+    """Return the subscription and the customer that an event is about, as far as it names them."""
+    try:
+        carried = event_object(event)
+    except InvalidStripeObject:
+        return {}
+    is_subscription = carried.get("object") == "subscription"
+    found = {}
+    with suppress(InvalidStripeObject):
+        found["subscription"] = (
+            require_id(carried, "id", "") if is_subscription else invoice_subscription_id(carried)
+        )
+    with suppress(InvalidStripeObject):
+        found["customer"] = require_expandable_id(carried, "customer")
+    return found
 
 
 def previous_attributes(event: Mapping[str, Any]) -> Json:

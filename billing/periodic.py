@@ -105,7 +105,7 @@ class Run:
     meters_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self.services = replace(self.services, trust_no_rows=self.trust_no_rows)
+        self.services = replace(self.services, trust_no_rows=self.trust_no_rows, expects_idle=True)
 
     def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""

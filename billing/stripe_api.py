@@ -111,6 +111,16 @@ def stripe_state(account: StripeConnection) -> str:
     return "ok"
 
 
+def fetch_now(account: StripeConnection) -> int:
+    """Return Stripe's UTC second; it is asked for it if it has not told it, by any answer.
+
+    Where it does not answer, it is this host's.
+    """
+    if not account.clock.is_known:
+        stripe_state(account)
+    return account.clock.now()
+
+
 def fetch_subscription(account: StripeConnection, subscription_id: str, *expand: str) -> Json:
     """Read a subscription as it is now, with the objects of some fields.
 

@@ -15,8 +15,8 @@ HOUR = 3_600
 DIFFERENT = 3  # the exit status of a dry run that found a difference
 EXECUTIONS = [4, 3, 2, 1]
 SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https://\S+/(\w+)")
-REPORT_LINE = re.compile(r"^stripe_customer: .* UTC$", re.M)
-MISSED_LINE = re.compile(r"^WARNING: .* a reset ended .*$", re.M)
+REPORT_LINE = re.compile(r"stripe_customer: .* UTC$", re.M)
+MISSED_LINE = re.compile(r"WARNING: .* a reset ended .*$", re.M)
 
 
 def main() -> None:

@@ -229,7 +229,7 @@ def test_the_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        logged = re.compile(r"^stripe_customer: cus_00000003, .* total_usage: (\S+),", re.M)
+        logged = re.compile(r"^\S+Z stripe_customer: cus_00000003, .* total_usage: (\S+),", re.M)
         wait_for(lambda: len(logged.findall((tmp_path / "output").read_text())) == 2, "reports", 10)
     assert re.search(r" 10 +10 +0$", user.stdout, re.M)
     assert user.stdout.endswith('"quantity":10\n"total":100\n')

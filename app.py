@@ -42,8 +42,8 @@ MAX_BODY_BYTES = 1024 * 1024
 # So that a delivery is answered within 40 s; Stripe's own time-out is not published.
 DELIVERY_SECONDS = 38
 RESENT = (
-    "a resent event stays as it was; mend it in Stripe, which sends a new event, or run "
-    "flask report --subscription"
+    "nothing is reported, and Stripe sends this event again for up to three days, as it was; "
+    "mend its object in Stripe, which sends a new event, or run flask report --subscription"
 )
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
@@ -154,7 +154,9 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, outcome_of(code))
+        # A genuine one that nothing is reported for needs somebody; any other needs a look.
+        level = logging.ERROR if code == UNPROCESSABLE_ENTITY else logging.WARNING
+        log_delivery(level, said, code, outcome_of(code))
     else:
         log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()

@@ -1796,6 +1796,28 @@ def test_an_item_that_joins_a_running_period_counts_from_its_change(
     assert story.stands(T + seconds, T + DAY) == 5
 
 
+def test_a_change_that_is_told_late_waits_for_no_other_items_change(tell: Tell) -> None:
+    story = tell()
+    story.read(changed_start="moves")
+    story.subscribe(FLEXIBLE, "A", "other")
+    story.use(3, T - 60)
+    story.to(T)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    lost = story.warned("reset")
+    assert len(lost) == 1
+    story.to(T + 4)
+    story.change("B")
+    (first,) = [e for e in story.fresh() if e["type"] == "customer.subscription.updated"]
+    story.to(T + 6)
+    story.change("A")
+    story.to(T + 60)
+    story.change("flat", item=1)
+    story.to(T + 3 * HOUR)
+    story.post(first)
+    assert story.warned("reset") == lost
+
+
 @SHAPES
 def test_what_is_resumed_counts_nothing_of_the_time_between(tell: Tell, version: str) -> None:
     story = tell(version)

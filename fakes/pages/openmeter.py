@@ -143,7 +143,8 @@ def chart(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     for n, (row, value) in enumerate(zip(shown, values, strict=True)):
         hour = datetime.fromisoformat(row["windowStart"])
         day, height = hour.strftime("%m-%d"), value * scale
-        bar = {"x": round(step * n, 1), "middle": round(step * n + width / 2, 1)}
+        middle = step * n + step / 2
+        bar = {"x": round(middle - width / 2, 1), "middle": round(middle, 1)}
         bar |= {"y": round(FLOOR - height, 1), "height": round(height, 1)}
         bars.append({**bar, "value": row["value"], "hour": f"{hour:%H}h", "at": hour_text(hour)})
         bars[-1]["day"] = "" if day in days else day

@@ -1,7 +1,6 @@
 """What the forms on the pages of Stripe's stand-in ask of its API."""
 
 import re
-from collections.abc import Mapping
 from decimal import Decimal
 
 from werkzeug.datastructures import MultiDict
@@ -18,27 +17,33 @@ MINUTE, HOUR, DAY = 60, 3_600, 86_400
 Form = MultiDict[str, str]
 
 
-def metadata_changes(known: Mapping[str, str], text: str) -> dict[str, str]:
-    """Return how metadata becomes what a text says, a `name=value` on each line."""
-    wanted = {}
+def pairs(text: str) -> dict[str, str]:
+    """Return metadata from a text with a `name=value` on each line."""
+    found = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, sign, value = line.partition("=")
         if not (sign and name.strip()):
             raise StripeError(400, f"Metadata is written as name=value, not as: {line}")
-        wanted[name.strip()] = value.strip()
+        found[name.strip()] = value.strip()
+    return found
+
+
+def metadata_changes(form: Form, name: str) -> dict[str, str]:
+    """Return what a form changes in the metadata that it had shown; empty removes a name."""
+    known, wanted = pairs(form.get(f"was-{name}", "")), pairs(form.get(name, ""))
     gone = dict.fromkeys(known.keys() - wanted.keys(), "")
-    return gone | {name: value for name, value in wanted.items() if known.get(name) != value}
+    return gone | {key: value for key, value in wanted.items() if known.get(key) != value}
 
 
 def update_of(form: Form, account: Account, subscription: Record) -> Record:
     """Return the update that a form asks for; nothing if it changes nothing."""
     asked: Record = {}
-    if changes := metadata_changes(subscription["metadata"], form.get("metadata", "")):
+    if changes := metadata_changes(form, "metadata"):
         asked["metadata"] = changes
     entries = [entry_of(form, item) for item in account.items(subscription)]
     if form.get("new-price"):
         entries.append({"price": form["new-price"]})
-        if added := metadata_changes({}, form.get("new-metadata", "")):
+        if added := metadata_changes(form, "new-metadata"):
             entries[-1]["metadata"] = added
     if entries := [entry for entry in entries if entry.keys() - {"id"}]:
         asked["items"] = entries
@@ -60,7 +65,7 @@ def entry_of(form: Form, item: Record) -> Record:
         return {**entry, "deleted": "true"}
     if form.get(f"price-{key}", item["price"]) != item["price"]:
         entry["price"] = form[f"price-{key}"]
-    if changes := metadata_changes(item["metadata"], form.get(f"metadata-{key}", "")):
+    if changes := metadata_changes(form, f"metadata-{key}"):
         return {**entry, "metadata": changes}
     return entry
 
@@ -116,7 +121,7 @@ def create_price(form: Form, account: Account, product: str) -> Record:
         "product": product,
         "recurring": recurring,
         "unit_amount_decimal": f"{(Decimal(dollars) * 100).normalize():f}",
-        "metadata": metadata_changes({}, form.get("metadata", "")),
+        "metadata": metadata_changes(form, "metadata"),
     }
     version = NEWEST_VERSION if form.get("meter") else USAGE_RECORD_VERSION
     return account.create_price(asked, version)

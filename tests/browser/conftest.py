@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.browser.chromium import IS_MISSING, REASON, Browser, chromium
+from tests.stories.test_life import tell
+
+__all__ = ["tell"]
 
 
 @pytest.fixture(scope="module")

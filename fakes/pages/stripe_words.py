@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from fakes.pages import when
 from fakes.stripe_billing import RENEWING, Account
 from fakes.stripe_http import Api
 from fakes.stripe_render import line_parts
@@ -72,6 +73,8 @@ def line_rows(account: Account, line: Record) -> list[Record]:
         notes.append("usage up to a change of the price")
     if line.get("proration"):
         notes.append("for a part of the period")
+    if (since := line.get("counted_from")) and since != line["start"]:
+        notes.append(f"counts from {when(since)}")
     what = line.get("description") or (price_text(account, price) if price else "an amount")
     times = {"start": line["start"], "end": line["end"]}
     return [

@@ -276,6 +276,8 @@ def test_a_price_changed_waits_for_the_next_invoice(life: Tried) -> None:
     said = life.send("update", **{f"price-{life.item()}": life.prices["B"]})
     assert "Waiting for the next invoice" in said
     assert f"counts from {when(T + DAY)}" in said
+    life.to(END + 60)
+    assert life.page().count(f"· counts from {when(T + DAY)}") == 1
 
 
 def test_a_subscription_is_canceled_at_the_end_or_not(life: Tried) -> None:

@@ -15,6 +15,7 @@ from fakes import play
 from fakes.processes import DIRECT, ROOT, Failed, Process, Processes, wait_for
 from tests.conftest import assert_no_secret
 
+README = (ROOT / "fakes" / "README.md").read_text()
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -38,11 +39,13 @@ def test_it_prints_one_address_and_ends_with_all_that_it_started(
     command, output = [sys.executable, "-m", "fakes.play"], tmp_path / "output"
     with output.open("w") as file:
         running = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-        wait_for(lambda: "Ctrl-C" in output.read_text(), "the address", 60)
+        wait_for(lambda: "Ctrl-C ends" in output.read_text(), "the address", 60)
         (stripe,) = ADDRESS.findall(output.read_text())
-        link = re.search(r"Open (\S+)", output.read_text())
-        assert link is not None
-        assert read(link[1]).count('<td><a href="/test/subscriptions/sub_') == 2
+        shown = README.split("$ make play\n")[1].split("```")[0]
+        assert ADDRESS.sub("", output.read_text()) == ADDRESS.sub("", shown)
+        assert (
+            read(f"{stripe}/test/subscriptions").count('<td><a href="/test/subscriptions/sub_') == 2
+        )
         others = set(ADDRESS.findall(read(f"{stripe}/test/webhooks"))) - {stripe}
         assert len(others) == 2
         assert all(map(is_listening, others))

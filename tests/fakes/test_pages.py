@@ -157,8 +157,9 @@ def test_what_is_not_there_is_said(life: Tried, kind: str) -> None:
 
 
 def test_what_people_write_is_text(life: Tried, metering: Person) -> None:
+    life.stripe.collect_events("2026-10-28.endive")
     life.subscribe(FLEXIBLE, "A", **{"metadata[a]": EVIL, "items[0][metadata][b]": EVIL})
-    life.report(7)
+    life.update(**{"metadata[c]": EVIL})
     for page in crawl(life.person).values():
         assert EVIL not in page
     assert EVIL in life.page()
@@ -322,6 +323,14 @@ def test_without_a_test_clock_all_time_goes_on(life: Tried) -> None:
     assert ", which was advanced" in life.send("advance", to="day")
     assert life.stripe.account.now() - before in (DAY, DAY + 1)
     assert "A draft" in life.send("advance", to="renewal")
+
+
+def test_what_came_due_has_happened_when_a_page_is_opened(life: Tried) -> None:
+    life.customer = life.call("POST", "customers")["id"]
+    life.clock = ""
+    life.subscribe(CLASSIC, "R")
+    life.stripe.account.clock.ahead += 32 * DAY
+    assert "renewal, " in life.page()
 
 
 def test_a_product_gets_prices(life: Tried) -> None:

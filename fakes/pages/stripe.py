@@ -13,6 +13,13 @@ from fakes.pages import stripe_words as words
 from fakes.stripe_http import Api
 from fakes.stripe_store import Record, StripeError, missing
 
+NAVIGATION = (
+    ("Subscriptions", "/test/subscriptions"),
+    ("Customers", "/test/customers"),
+    ("Products", "/test/products"),
+    ("Invoices", "/test/invoices"),
+    ("Webhook", "/test/webhooks"),
+)
 DONE = {
     "updated": "Updated. Stripe tells the service of it: see the deliveries.",
     "nothing": "Nothing was changed, so there is nothing to tell.",
@@ -23,6 +30,7 @@ DONE = {
 }
 # A cell of a table or list: a text, and where it leads.
 Cell = tuple[str, str]
+Answer = Response | tuple[str, int]
 
 
 def create_pages(api: Api) -> Flask:
@@ -57,18 +65,18 @@ def create_pages(api: Api) -> Flask:
     return app
 
 
-NAVIGATION = (
-    ("Subscriptions", "/test/subscriptions"),
-    ("Customers", "/test/customers"),
-    ("Products", "/test/products"),
-    ("Invoices", "/test/invoices"),
-    ("Webhook", "/test/webhooks"),
-)
-
-
 def said() -> str:
     """Return what was just done, if this page follows a form."""
     return DONE.get(request.args.get("done", ""), "")
+
+
+def done(act: Callable[[], Any], page: Callable[[str], str], then: Callable[[Any], str]) -> Answer:
+    """Do what a form asks and lead on, or show the page again with what Stripe says of it."""
+    try:
+        result = act()
+    except StripeError as error:
+        return page(str(error.body["message"])), error.status
+    return redirect(then(result), 303)
 
 
 def linked(kind: str, key: str, text: str = "") -> Cell:
@@ -257,18 +265,6 @@ def add_products(app: Flask, api: Api) -> None:
             lambda problem: page(key, problem),
             lambda _: url_for("product", key=key, done="priced"),
         )
-
-
-Answer = Response | tuple[str, int]
-
-
-def done(act: Callable[[], Any], page: Callable[[str], str], then: Callable[[Any], str]) -> Answer:
-    """Do what a form asks and lead on, or show the page again with what Stripe says of it."""
-    try:
-        result = act()
-    except StripeError as error:
-        return page(str(error.body["message"])), error.status
-    return redirect(then(result), 303)
 
 
 def add_subscription(app: Flask, api: Api) -> None:

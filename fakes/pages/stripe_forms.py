@@ -50,8 +50,7 @@ def update_of(form: Form, account: Account, subscription: Record) -> Record:
     if "reset" in form:
         asked["billing_cycle_anchor"] = "now"
         if subscription["billing_mode"] == "flexible":
-            # Without it, a flexible subscription's reset makes no invoice (docs.stripe.com/billing/
-            # subscriptions/billing-cycle).
+            # With another it is refused, for what Stripe does then is not known.
             asked["proration_behavior"] = "always_invoice"
     if asked and form.get("prorations"):
         asked["proration_behavior"] = form["prorations"]

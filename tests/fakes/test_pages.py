@@ -117,6 +117,7 @@ def crawl(person: Person) -> dict[str, str]:
             found[path] = answer.text
             hrefs = map(html.unescape, HREF.findall(answer.text))
             left += [urljoin(path, href) for href in hrefs if href.startswith("/")]
+            assert '<link rel="icon" href="data:,">' in answer.text  # else a browser asks for one
             assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     return found
 

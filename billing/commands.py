@@ -1,8 +1,10 @@
 """What the commands share: ids, the accounts that they work on, and how fast they call Stripe."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,6 +60,24 @@ def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="ACCT",
         callback=parse_ids,
         help="This connected account instead of the key's own; may be given more than once.",
+    )(command)
+
+
+def parse_file_to_write(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """Accept a file that can be put into its folder."""
+    if given is not None and not os.access(Path(given).parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"{given!r} is in no folder that can be written to")
+    return given
+
+
+def metrics_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command write its figures."""
+    return click.option(
+        "--metrics",
+        "metrics_file",
+        metavar="FILE",
+        callback=parse_file_to_write,
+        help="Write what became of it to this file, for node_exporter.",
     )(command)
 
 

@@ -31,6 +31,7 @@ from billing.commands import (
     INTERRUPTED,
     account_option,
     connections,
+    metrics_option,
     rate_option,
     subscription_option,
     with_batch_limits,
@@ -57,12 +58,15 @@ from billing.subscriptions import (
     warn_of_double_billing,
 )
 from service.transport import MAX_CONNECTIONS
+from service.watching import Ended, Figure, tell_watchers
 
 # The longest that a draft stays one (docs.stripe.com/invoicing/integration/workflow-transitions).
 DRAFT_SECONDS = 72 * 3_600
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
 USED_DAYS = 35
 WORST_FIRST = (INTERRUPTED, FAILED, DIFFERENT)
+COUNTED = ("subscriptions", "items", "reported", "skipped", "warnings", "failed")
+SAID = {"warnings": "warned"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Run:
     meters_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self.services = replace(self.services, trust_no_rows=self.trust_no_rows)
+        self.services = replace(self.services, trust_no_rows=self.trust_no_rows, expects_idle=True)
 
     def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""
@@ -229,9 +233,7 @@ class Run:
 
     def summary(self, seconds: float) -> str:
         """Return the last line."""
-        names = ("subscriptions", "items", "reported", "skipped", "warnings", "failed")
-        said = {"warnings": "warned"}
-        counts = [f"{said.get(name, name)}: {self.counts[name]}" for name in names]
+        counts = [f"{SAID.get(name, name)}: {self.counts[name]}" for name in COUNTED]
         return ", ".join([*counts, f"seconds: {seconds:.1f}"])
 
 
@@ -462,27 +464,45 @@ def comparison_table(rows: list[Mapping[str, Any]]) -> str:
 )
 @rate_option
 @account_option
+@metrics_option
 @with_appcontext
-def report_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
+def report_command(
+    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+) -> None:
     """Report the running period of every subscription that can still be billed.
 
     With a Billing Meter, the closed period too, while its invoice is a draft.
 
     Exit status: 0; 1 if something failed; 3 if --dry-run found a difference; 130 if interrupted.
     """
+    is_whole = not (ids or how["dry"])
+    if metrics_file and not is_whole:
+        raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
     services = with_batch_limits(current_app.extensions["services"], rate)
-    statuses = []
+    statuses, totals = [], Counter[str]()
     for each in connections(services, accounts):
-        statuses.append(run_on_account(each, ids, **how))
-        if statuses[-1] == INTERRUPTED:
+        status, counts = run_on_account(each, ids, **how)
+        statuses.append(status)
+        totals.update(counts)
+        if status == INTERRUPTED:
             break
-    sys.exit(next((status for status in WORST_FIRST if status in statuses), 0))
+    status = next((status for status in WORST_FIRST if status in statuses), 0)
+    if is_whole:
+        ended = Ended("report", status, accounts, figures(totals))
+        tell_watchers(ended, metrics_file, current_app.config["HEARTBEAT_URL"])
+    sys.exit(status)
+
+
+def figures(totals: Counter[str]) -> list[Figure]:
+    """Return what a run counted, for those who watch it."""
+    names = [(name, SAID.get(name, name)) for name in COUNTED]
+    return [Figure(said, f"{said.title()} in the last run", totals[name]) for name, said in names]
 
 
 def run_on_account(
     services: Services, ids: list[str], *, dry: bool, as_json: bool, workers: int
-) -> int:
-    """Make one run with one account; print what became of it, and return the exit status."""
+) -> tuple[int, Counter[str]]:
+    """Make one run with one account; print it, and return its exit status and what it counted."""
     began = time.monotonic()
     rows: list[Mapping[str, Any]] = []
     with tqdm(unit=" items", disable=None) as bar, logging_redirect_tqdm([log]):
@@ -498,4 +518,4 @@ def run_on_account(
         click.echo(f"failed: {entry['item']}: {entry['error']}", err=True)
     of_account = "".join(f"{account}: " for account in services.stripe.scope.values())
     click.echo(of_account + run.summary(time.monotonic() - began), err=as_json)
-    return status
+    return status, run.counts

@@ -106,6 +106,12 @@ ARROWS = {
         "billing.subscriptions",
         "usage",
     },
+    "billing.grace": {
+        "billing.clock",
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+    },
     "billing.refusals": {
         "billing.items",
         "billing.reports",
@@ -116,6 +122,7 @@ ARROWS = {
         "billing.changes",
         "billing.clock",
         "billing.closings",
+        "billing.grace",
         "billing.invoices",
         "billing.items",
         "billing.losses",
@@ -141,6 +148,7 @@ ARROWS = {
         "billing.subscriptions",
         "billing.ways",
         "service.transport",
+        "service.watching",
         "usage",
     },
     "billing.replay": {
@@ -210,12 +218,19 @@ ARROWS = {
         "audit.rows",
         "billing.invoices",
     },
+    "audit.figures": {
+        "audit.pricing",
+        "audit.report",
+        "audit.rows",
+        "service.watching",
+    },
     "audit.page": {
         "audit.pricing",
         "audit.report",
         "audit.rows",
     },
     "audit.command": {
+        "audit.figures",
         "audit.lines",
         "audit.page",
         "audit.pricing",
@@ -227,6 +242,7 @@ ARROWS = {
         "billing.commands",
         "billing.stripe_api",
         "service.transport",
+        "service.watching",
     },
     "service.clients": {
         "service.transport",
@@ -241,6 +257,10 @@ ARROWS = {
         "usage",
     },
     "service.transport": set(),
+    "service.watching": {
+        "service.metrics",
+        "service.transport",
+    },
 }
 FLASK = {"app", "audit.command", "billing.periodic", "billing.replay"}
 

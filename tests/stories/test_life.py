@@ -1624,6 +1624,18 @@ def test_a_change_soon_after_a_renewal_leaves_each_unit_in_one_period(
     assert len({value for second, value in story.sent() if END - DAY < second < END}) == 1
 
 
+def test_what_a_period_lacks_that_is_too_short_to_report_is_said(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T)
+    for second in (T + 60, T + 61):
+        story.to(second)
+        story.use(7, second - 1)
+        story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    assert any("7 metered, 0 on invoice" in said for said in story.warned("reset"))
+
+
 def test_a_fraction_that_an_invoice_lacks_is_said(tell: Tell) -> None:
     story = tell()
     story.subscribe(FLEXIBLE, "A")

@@ -5,9 +5,10 @@ from decimal import Decimal
 
 from werkzeug.datastructures import MultiDict
 
-from fakes.stripe_billing import RENEWING, Account, is_true
+from fakes.stripe_billing import RENEWING, Account
 from fakes.stripe_http import NEWEST_VERSION
-from fakes.stripe_store import Record, StripeError
+from fakes.stripe_invoices import finalization
+from fakes.stripe_store import Record, StripeError, is_true
 
 # The last version in which a metered price needs no Billing Meter.
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
@@ -86,9 +87,11 @@ def advances(account: Account, subscription: Record) -> list[Record]:
     if subscription["status"] in RENEWING:
         found.append(("renewal", "Over the renewal", subscription["due"] + MINUTE))
     drafts = [
-        account.finalization(invoice)
+        finalization(invoice)
         for invoice in account.all("invoice")
-        if invoice["subscription"] == subscription["id"] and invoice["status"] == "draft"
+        if invoice["subscription"] == subscription["id"]
+        and invoice["status"] == "draft"
+        and invoice["auto_advance"]
     ]
     if drafts:
         found.append(("final", "Past the draft hour", max(drafts) + MINUTE))

@@ -7,6 +7,7 @@ from typing import Any
 from fakes.pages import when
 from fakes.stripe_billing import RENEWING, Account
 from fakes.stripe_http import Api
+from fakes.stripe_invoices import finalization
 from fakes.stripe_render import line_parts
 from fakes.stripe_store import Record
 from fakes.stripe_webhooks import Endpoint
@@ -87,16 +88,17 @@ def line_rows(account: Account, line: Record) -> list[Record]:
 def invoice_row(account: Account, invoice: Record) -> Record:
     """Return an invoice with its lines, and in words when a draft becomes final."""
     lines = [row for line in invoice["lines"] for row in line_rows(account, line)]
-    due = None
-    if invoice["status"] == "draft":
-        due = account.finalization(invoice)
+    is_draft, goes_on = invoice["status"] == "draft", invoice["auto_advance"]
+    due = finalization(invoice) if is_draft and goes_on else None
+    of_its_own = invoice["accepted_at"] is not None or invoice["automatically_finalizes_at"]
     return {
         **invoice,
         "lines": lines,
         "total_text": money(invoice["total"]),
         "reason": REASONS[invoice["billing_reason"]],
         "due": due,
-        "waits": due is not None and invoice["accepted_at"] is None,
+        "waits": due is not None and not of_its_own,
+        "stays": is_draft and not goes_on,
     }
 
 

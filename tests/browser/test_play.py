@@ -98,7 +98,7 @@ class Walk:
 
     def logged(self, total: str) -> str:
         """Wait for the line that the service logs of a total, and return it."""
-        line = re.compile(rf"^stripe_customer: .* total_usage: {total}, .*$", re.M)
+        line = re.compile(rf"^\S+Z stripe_customer: .* total_usage: {total}, .*$", re.M)
 
         def found() -> str | None:
             match = line.search(self.service.printed())

@@ -315,6 +315,20 @@ def test_time_goes_over_the_renewal_and_past_the_draft_hour(life: Tried) -> None
     assert "Past the draft hour" not in said
 
 
+def test_a_draft_says_what_it_waits_for(life: Tried) -> None:
+    life.stripe.collect_events("2026-10-28.endive")
+    life.subscribe(FLEXIBLE, "A")
+    life.to(END + 60)
+    held = f"else it becomes final at {when(END + 3 * DAY)}."
+    assert held in life.page()
+    path = f"invoices/{life.shown()['latest_invoice']}"
+    life.call("POST", path, automatically_finalizes_at=END + DAY)
+    assert f"A draft until {when(END + DAY)}." in life.page()
+    life.call("POST", path, auto_advance="false")
+    assert "A draft that stays one: its auto_advance is off." in life.page()
+    life.person.is_refused(f"{life.path}/advance", "There is no such time", to="final")
+
+
 def test_without_a_test_clock_all_time_goes_on(life: Tried) -> None:
     life.customer = life.call("POST", "customers")["id"]
     life.clock = ""

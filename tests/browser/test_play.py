@@ -206,6 +206,28 @@ def test_a_price_for_usage_records_that_changes_in_mid_period(walk: Walk) -> Non
     assert walk.invoice() == ["open", "$3.00", "10 for $0.30: $3.00"]
 
 
+def test_an_item_comes_and_goes_and_a_subscription_ends_with_an_invoice(walk: Walk) -> None:
+    walk.subscribe(RECORDS)
+    add_price(walk, "usage records", "0.40")
+    walk.use(5)
+    walk.unfold()
+    walk.browser.one("#update details summary").click()
+    walk.browser.choose("new-price", "$0.40 a unit")
+    walk.update()
+    assert walk.usage() == ["5", "0"]  # it counts from now on
+    walk.unfold()
+    walk.browser.all("[name^=remove-]")[1].click()
+    walk.update()
+    assert walk.usage() == ["5"]
+    walk.browser.one("#cancel summary").click()
+    walk.browser.one("[name=when][value=now]").click()
+    walk.browser.one("[name=invoice_now]").click()
+    walk.browser.press("Cancel subscription", "#cancel")
+    walk.settle()
+    assert walk.browser.text("#status") == "canceled"
+    assert walk.invoice()[:2] == ["open", "$0.50"]
+
+
 def test_what_stripe_refuses_is_said_in_words_and_an_event_can_be_resent(walk: Walk) -> None:
     walk.subscribe(METER)
     walk.unfold()

@@ -423,6 +423,19 @@ def test_a_page_shows_the_events_of_its_subscription_and_their_number(life: Trie
     assert "And 3 older." in life.person.open("/test/webhooks")
 
 
+def test_a_thin_event_is_shown_with_the_others(life: Tried) -> None:
+    hook = {"url": GONE, "secret": SECRET, "thin_secret": SECRET, "retry_seconds": []}
+    life.stripe.fake("POST", "webhook", hook)
+    event = {"event_name": "unknown", "payload[stripe_customer_id]": life.customer}
+    life.call("POST", "billing/meter_events", **event)
+    life.stripe.fake("POST", "report_meter_errors")
+    settle(life)
+    said = life.person.open("/test/webhooks")
+    assert re.search(r"v1\.billing\.meter\.no_meter_found evt_\d+ 20\d\d-", said)
+    life.subscribe(FLEXIBLE, "A")
+    assert "no_meter_found" not in life.page()
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -6,7 +6,7 @@ from tests.browser.chromium import chromium
 from tests.browser.test_play import RECORDS, Walk
 
 PICTURE = ROOT / "docs" / "subscription.png"
-WIDTH, HEIGHT = 1000, 1075
+WIDTH, HEIGHT = 1000, 1022
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         walk.use(10)
         walk.update("plan=a")
         walk.reset()
+        browser.open(browser.chrome.current_url.split("?")[0])
         size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
         browser.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.chrome.save_screenshot(str(PICTURE))

@@ -1775,6 +1775,27 @@ def test_a_change_of_interval_counts_from_there(tell: Tell, version: str, mode: 
     assert any("40 units" in said or "1040 units" in said for said in story.warned())
 
 
+@pytest.mark.parametrize("seconds", [2, 50])
+def test_an_item_that_joins_a_running_period_counts_from_its_change(
+    tell: Tell, seconds: int
+) -> None:
+    story = tell()
+    for name, meter in (("week", "m1"), ("other week", "m2")):
+        story.price(name, 30, meter, interval="week", **{"metadata[om_meter_id]": meter})
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.add("other week")
+    story.use(40, T + 1)
+    story.to(T + seconds)
+    story.change("week")
+    story.use(5, T + seconds)
+    story.deliver()
+    story.used(0, T + HOUR)
+    assert story.closed_with(T + seconds) == "140"
+    assert story.stands(T + seconds, T + DAY) == 5
+
+
 @SHAPES
 def test_what_is_resumed_counts_nothing_of_the_time_between(tell: Tell, version: str) -> None:
     story = tell(version)

@@ -42,7 +42,7 @@ def test_it_prints_one_address_and_ends_with_all_that_it_started(
         wait_for(lambda: "Ctrl-C ends" in output.read_text(), "the address", 60)
         (stripe,) = ADDRESS.findall(output.read_text())
         shown = README.split("$ make play\n")[1].split("```")[0]
-        assert ADDRESS.sub("", output.read_text()) == ADDRESS.sub("", shown)
+        assert ADDRESS.sub("", output.read_text()) == ADDRESS.sub("", shown)  # and no log line
         assert (
             read(f"{stripe}/test/subscriptions").count('<td><a href="/test/subscriptions/sub_') == 2
         )

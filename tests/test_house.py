@@ -327,4 +327,13 @@ def test_the_arrows_run_one_way() -> None:
 
 def test_the_stand_ins_import_nothing_of_the_service() -> None:
     for path in (ROOT / "fakes").rglob("*.py"):
-        assert roots(imported(path)) <= sys.stdlib_module_names | {"flask", "werkzeug", "fakes"}
+        theirs = {"flask", "jinja2", "werkzeug", "fakes"}
+        assert roots(imported(path)) <= sys.stdlib_module_names | theirs
+
+
+def test_the_stand_ins_lead_to_their_pages_and_know_no_more_of_them() -> None:
+    for path in (ROOT / "fakes").glob("*.py"):
+        pages = {name for name in imported(path) if name.startswith("fakes.pages")}
+        assert (pages != set()) == (path.name in ("openmeter_api.py", "stripe_api.py")), path
+        if pages:
+            assert path.read_text().count("create_pages(") == 1

@@ -90,12 +90,15 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),
 }
+# What only deliveries are verified with: the commands take none.
+OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
 
 
-def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
+def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[str, Any]:
     """Return every setting of SETTINGS, checked; an empty value counts as not set.
 
-    Raises StartupExit, whose one message names all that are missing or not valid.
+    Where nothing is served, those of deliveries may be missing, and are None. Raises StartupExit,
+    whose one message names all that are missing or not valid.
     """
     settings: dict[str, Any] = {}
     missing, invalid = [], []
@@ -103,7 +106,7 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
         given = source.get(name)
         is_set = given is not None and given != ""
         value = str(given) if is_set else default or ""
-        if not value and default is None:
+        if not value and default is None and (serves or name not in OF_DELIVERIES):
             missing.append(name)
         try:
             settings[name] = check(value) if value else None
@@ -118,7 +121,7 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
     single = [settings[name] for name, (_, check) in SETTINGS.items() if check is secret]
-    return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
+    return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 
 
 def load_environment() -> dict[str, str | None]:

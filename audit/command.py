@@ -22,7 +22,7 @@ from audit.lines import Audit
 from audit.page import Page, time_text
 from audit.reading import Source
 from audit.repair import Repair, create, plan
-from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
+from audit.report import HEADER, WIDTHS, CsvSink, Spool, Sums, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
 from billing.commands import (
@@ -36,6 +36,7 @@ from billing.commands import (
     with_batch_limits,
 )
 from billing.stripe_api import NotReported
+from billing.tables import cells, many
 from service.transport import MAX_CONNECTIONS
 
 HOUR, DAY = 3_600, 86_400
@@ -138,7 +139,7 @@ class Output:
         """Print a row of the table, below its header."""
         if not self.has_table:
             self.has_table = True
-            self.say(cells(HEADER))
+            self.say(cells(HEADER, WIDTHS))
         self.say(text)
 
     def finish(self, about: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ ARROWS = {
         "service.settings",
     },
     "billing.clock": set(),
+    "billing.tables": set(),
     "billing.stripe_api": {
         "billing.clock",
         "usage",
@@ -209,6 +210,7 @@ ARROWS = {
         "audit.pricing",
         "audit.rows",
         "billing.invoices",
+        "billing.tables",
     },
     "audit.page": {
         "audit.pricing",
@@ -226,6 +228,7 @@ ARROWS = {
         "audit.unbilled",
         "billing.commands",
         "billing.stripe_api",
+        "billing.tables",
         "service.transport",
     },
     "service.clients": {

@@ -31,6 +31,7 @@ from billing.commands import (
     INTERRUPTED,
     account_option,
     connections,
+    ends_with_its_reader,
     rate_option,
     subscription_option,
     with_batch_limits,
@@ -216,6 +217,7 @@ class Progress:
 )
 @rate_option
 @with_appcontext
+@ends_with_its_reader
 def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
     """Compare each metered line of the invoices of some time with OpenMeter's total now.
 

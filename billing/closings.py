@@ -242,4 +242,5 @@ def invoice_report(period: InvoicedPeriod, as_of: int, by_reset: bool) -> Pendin
         as_of,
         writes=(period.is_draft or by_reset) and item.billing_meter is not None,
         check=check if period.is_fixed else None,
+        invoiced=period,
     )

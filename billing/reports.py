@@ -14,6 +14,7 @@ import openmeter
 
 import usage
 from billing import ways
+from billing.invoices import InvoicedPeriod
 from billing.items import UTC_TIME, MeteredItem, period_name
 from billing.stripe_api import (
     GoneFromStripe,
@@ -63,13 +64,15 @@ class PendingReport:
 
     That is the second of a fresh event, or one before the item was read, on Stripe's clock.
     Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
-    would be told it, and the outcome, and warns.
+    would be told it, and the outcome, and warns. `invoiced`, if any, is what an invoice bills of
+    it so far.
     """
 
     item: MeteredItem
     as_of: int
     writes: bool = True
     check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
+    invoiced: InvoicedPeriod | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 WIDTH = 80
 # How far a name may be cut where figures need its room.
-SHORTEST = 6
+SHORTEST = 3
 
 
 def many(number: int, name: str) -> str:
@@ -14,23 +14,20 @@ def many(number: int, name: str) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """Return a text that is no wider than a column."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Return a text that is as wide as a column."""
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
 
 
 def cells(texts: Sequence[str], widths: Sequence[int]) -> str:
     """Return a line of a table: two names to the left, and figures to the right.
 
-    Where figures are wider than their columns, the first name gives way.
+    Where figures are wider than their columns, the names give way.
     """
     figures = " ".join(text.rjust(width) for text, width in zip(texts[2:], widths[2:], strict=True))
-    first, second = widths[:2]
-    first = max(SHORTEST, min(first, WIDTH - len(figures) - second - 2))
-    names = [
-        fit(text, width).ljust(width)
-        for text, width in zip(texts[:2], (first, second), strict=True)
-    ]
-    return " ".join([*names, figures]).rstrip()
+    room = WIDTH - len(figures) - 2
+    second = min(widths[1], max(SHORTEST, room - widths[0], room // 2))
+    first = min(widths[0], max(SHORTEST, room - second))
+    return " ".join([fit(texts[0], first), fit(texts[1], second), figures]).rstrip()
 
 
 def below(text: str) -> list[str]:

@@ -95,22 +95,27 @@ def fetch_held_value(report: PendingReport, value: Decimal, services: Services) 
     return fetch_running_value(item, report.as_of, value, services)
 
 
-def fetch_closed_value(invoiced: InvoicedPeriod, value: Decimal, services: Services) -> Decimal:
+def fetch_closed_value(
+    invoiced: InvoicedPeriod, value: Decimal, services: Services
+) -> Decimal | None:
     """Return what Stripe holds for a period whose draft has a Billing Meter's line.
 
     The line has what Stripe had counted when it made the draft, and is counted once more when it
-    becomes final, unless it is fixed. Summaries have what came since, but by full minutes: where
-    a period ends within one, they leave out its seconds in it. Reports come before those, so a
-    value that they have was counted. Raises ReportRefused or ReportFailed
-    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+    becomes final, unless it is fixed
+    (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period). The summary has
+    what came since, but by full minutes: where a period ends within one, it lacks its seconds in
+    it. Reports come before those, so a report's value that it has was counted. Where only the line
+    has that value, it is unknown what came since. Raises ReportRefused or ReportFailed.
     """
     item = invoiced.item
     billed = value if invoiced.agrees_with(value) else invoiced.billed.units
-    if invoiced.is_fixed or billed == value:
+    if invoiced.is_fixed:
         return billed
     end = item.end - item.end % MINUTE
     counted = ways.fetch_meter_event_total(services.stripe, item, item.start, end)
-    return counted if end == item.end or counted == value else billed
+    if end == item.end or counted in (value, billed):
+        return counted
+    return None if billed == value else billed
 
 
 def fetch_running_value(
@@ -153,6 +158,8 @@ def note_of(
     report: PendingReport, held: Decimal | None, after: Decimal | None, left: Decimal
 ) -> str:
     """Say why a row is as it is, where that is not plain."""
+    if held is None and report.invoiced is not None:
+        return "unknown: the draft has it, but the meter's summary has another value since"
     if held is None:
         return "unknown: Stripe tells it together with the last seconds of the period before"
     if report.invoiced is not None and report.invoiced.is_fixed and left:
@@ -211,10 +218,10 @@ def sentence(counts: Counter[str], *, is_whole: bool) -> str:
     periods, unknown = counts["periods"], counts["unknown"]
     if counts["different"]:
         said.append(f"{counts['different']} of {many(periods, 'period')} differ")
-    elif unknown:
-        said.append(f"{periods - unknown} of {many(periods, 'period')} agree")
-    elif periods or not counts["failed"]:
+    elif is_whole and not (unknown or counts["failed"] or counts["empty"]):
         said.append("all agree")
+    elif periods:
+        said.append(f"{periods - unknown} of {many(periods, 'period')} agree")
     if counts["left"]:
         said.append(f"{counts['left']} would after a report, too")
     if unknown:

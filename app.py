@@ -110,13 +110,19 @@ def event_id_text(event: Mapping[str, Any]) -> str:
     return f"event {event_id}" if known else "an event without id"
 
 
+def parties_text(event: Mapping[str, Any]) -> str:
+    """Return whose event it is, as far as it says that, for a line."""
+    found = ", ".join(events.parties(event).values())
+    return f" of {found}" if found else ""
+
+
 def report_in_time(event: Mapping[str, Any], services: Services) -> Outcome | None:
     """Report what a genuine event is about; None if it is ignored. Raises UnprocessableEntity."""
     try:
         with limit_time_of_calls(DELIVERY_SECONDS):
             return events.report_event(event, services)
     except InvalidStripeObject as error:
-        said = f"{error} ({event_id_text(event)})"
+        said = f"{error} ({event_id_text(event)}{parties_text(event)})"
         raise UnprocessableEntity(f"{said}: {RESENT}") from error
 
 
@@ -130,7 +136,7 @@ def log_and_respond(
     event: Mapping[str, Any], outcome: Outcome | None
 ) -> tuple[dict[str, Any], int]:
     """Return what a genuine event is answered with, and log it."""
-    label = f"{event_id_text(event)} ({one_line(event['type'])})"
+    label = f"{event_id_text(event)} ({one_line(event['type'])}){parties_text(event)}"
     if outcome is None:
         log_delivery(logging.INFO, f"{label}: ignored", OK, "ignored")
         return {"ignored": event["type"]}, OK
@@ -139,13 +145,20 @@ def log_and_respond(
     return outcome.as_json(), status
 
 
+def outcome_of(code: int) -> str:
+    """Return what a delivery counts as that was answered with an error."""
+    # Anybody may send what is not signed; a signature that is wrong points to our secret.
+    is_signed = "Stripe-Signature" in request.headers
+    return OUTCOMES.get(code, metrics.NOT_GENUINE if is_signed else metrics.NOT_SIGNED)
+
+
 def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, OUTCOMES.get(code, "not genuine"))
+        log_delivery(logging.WARNING, said, code, outcome_of(code))
     else:
-        log.warning(said)
+        log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()
     response.content_type = "application/json"
     response.set_data(json.dumps({"error": error.description}))
@@ -171,7 +184,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings)
     app = Flask("app", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
+    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
@@ -195,6 +209,7 @@ def build_services(settings: Mapping[str, Any]) -> Services:
         stripe=StripeConnection(clients.stripe, settings["USAGE_ROUNDING"]),
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
+        grace_seconds=settings["INVOICE_GRACE_HOURS"] * 3_600,
         is_live="_live_" in settings["STRIPE_KEY"],
         account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )
@@ -236,7 +251,8 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         body, signature = raw_body(), request.headers.get("Stripe-Signature")
         verify_signature(body, signature, secrets, services.stripe.clock)
         event = parse_event(body)
-        logs.replace_log_fields(event=one_line(event.get("id")), type=one_line(event.get("type")))
+        about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
+        logs.replace_log_fields(**about, **events.parties(event))
         return log_and_respond(event, report_in_time(event, services))
 
 

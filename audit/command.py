@@ -18,6 +18,7 @@ from flask.cli import with_appcontext
 from tqdm import tqdm
 
 from audit import pricing
+from audit.figures import figures
 from audit.lines import Audit
 from audit.page import Page, time_text
 from audit.reading import Source
@@ -25,6 +26,7 @@ from audit.repair import Repair, create, plan
 from audit.report import HEADER, WIDTHS, CsvSink, Spool, Sums, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
+from billing import stripe_api
 from billing.commands import (
     DIFFERENT,
     FAILED,
@@ -32,6 +34,7 @@ from billing.commands import (
     account_option,
     connections,
     ends_with_its_reader,
+    metrics_option,
     rate_option,
     subscription_option,
     with_batch_limits,
@@ -39,6 +42,7 @@ from billing.commands import (
 from billing.stripe_api import NotReported
 from billing.tables import cells, many
 from service.transport import MAX_CONNECTIONS
+from service.watching import Ended, tell_watchers
 
 HOUR, DAY = 3_600, 86_400
 SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])")
@@ -187,7 +191,12 @@ class Progress:
     callback=parse_time,
     help="Invoices created since then: 35d, 12h, or a day such as 2026-11-01 (UTC).",
 )
-@click.option("--until", metavar="TIME", callback=parse_time, help="And before then.")
+@click.option(
+    "--until",
+    metavar="TIME",
+    callback=parse_time,
+    help="And before then; a test clock's can be ahead of now.",
+)
 @subscription_option
 @account_option
 @click.option("--differing", is_flag=True, help="Show only what differs.")
@@ -216,9 +225,12 @@ class Progress:
     help="Calls that are made at the same time.",
 )
 @rate_option
+@metrics_option
 @with_appcontext
 @ends_with_its_reader
-def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
+def audit_command(
+    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+) -> None:
     """Compare each metered line of the invoices of some time with OpenMeter's total now.
 
     And show usage that no line bills, or two do. Without --repair it writes nothing.
@@ -231,14 +243,21 @@ def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: 
         raise click.UsageError("choose one of --json, --csv and --html")
     if options.repair and services.is_live and not options.live:
         raise click.UsageError("--repair with a live key needs --live")
+    if metrics_file and (ids or options.repair):
+        raise click.UsageError("--metrics is for whole audits: leave out --subscription, --repair")
     services = with_batch_limits(services, rate)
     each = connections(services, accounts)
     sources = [Source(one, name) for one, name in zip(each, accounts or [""], strict=True)]
-    sys.exit(run_to_exit_status(sources, set(ids) or None, options))
+    output = run(sources, set(ids) or None, options)
+    status = output.exit_status()
+    if not ids:
+        ended = Ended("audit", status, accounts, figures(output.sums, len(output.failures)))
+        tell_watchers(ended, metrics_file, current_app.config["HEARTBEAT_URL"])
+    sys.exit(status)
 
 
-def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Options) -> int:
-    """Make an audit, show what it finds, and return the exit status."""
+def run(sources: list[Source], ids: set[str] | None, options: Options) -> Output:
+    """Make an audit, show what it finds, and return that."""
     with ExitStack() as stack:
         page = Page(*(Spool(stack.enter_context(temporary_file())) for _ in range(2)))
         with tqdm(unit=" days", disable=None) as bar, ThreadPoolExecutor(options.workers) as pool:
@@ -254,7 +273,7 @@ def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Opt
         output.finish(about(audit))
     if options.repair and not output.is_interrupted:
         repair_rows(output, {source.name: source for source in sources})
-    return output.exit_status()
+    return output
 
 
 def repair_rows(output: Output, sources: dict[str, Source]) -> None:
@@ -323,8 +342,8 @@ def audit_of(
     pool: Executor,
 ) -> Audit:
     """Return what is to be audited, by Stripe's time."""
-    now = sources[0].services.stripe.clock.now()
-    until = min(now, second_of(options.until, now)) if options.until else now
+    now = stripe_api.fetch_now(sources[0].services.stripe)
+    until = second_of(options.until, now) if options.until else now
     since = second_of(options.since, now)
     return Audit(since, until, sources, pool, output.show, output.fail, wanted=ids)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -91,6 +92,24 @@ def give_up_unread_output() -> None:
             stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def parse_file_to_write(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """Accept a file that can be put into its folder."""
+    if given is not None and not os.access(Path(given).parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"{given!r} is in no folder that can be written to")
+    return given
+
+
+def metrics_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command write its figures."""
+    return click.option(
+        "--metrics",
+        "metrics_file",
+        metavar="FILE",
+        callback=parse_file_to_write,
+        help="Write what became of it to this file, for node_exporter.",
+    )(command)
 
 
 def connections(services: Services, accounts: list[str]) -> Iterator[Services]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,13 +19,21 @@ from billing.closings import (
     invoice_reports,
     late_change_corrections,
 )
+from billing.grace import let_draft_wait
 from billing.invoices import (
     billed_units,
     invoice_subscription_id,
     is_subscription_draft,
     require_lines,
 )
-from billing.items import SCOPE, InvalidStripeObject, MeteredItem, read_item, require_id
+from billing.items import (
+    SCOPE,
+    InvalidStripeObject,
+    MeteredItem,
+    read_item,
+    require_expandable_id,
+    require_id,
+)
 from billing.notes import noted_seconds
 from billing.noting import note_changes, note_removals, was_noted, with_current_notes
 from billing.refusals import report_refused_events
@@ -98,6 +107,23 @@ def event_object(event: Mapping[str, Any]) -> Json:
     if not isinstance(carried, dict):
         raise InvalidStripeObject("data.object is missing")
     return carried
+
+
+def parties(event: Mapping[str, Any]) -> dict[str, str]:
+    """Return the subscription and the customer that an event is about, as far as it names them."""
+    try:
+        carried = event_object(event)
+    except InvalidStripeObject:
+        return {}
+    is_subscription = carried.get("object") == "subscription"
+    found = {}
+    with suppress(InvalidStripeObject):
+        found["subscription"] = (
+            require_id(carried, "id", "") if is_subscription else invoice_subscription_id(carried)
+        )
+    with suppress(InvalidStripeObject):
+        found["customer"] = require_expandable_id(carried, "customer")
+    return found
 
 
 def previous_attributes(event: Mapping[str, Any]) -> Json:
@@ -180,6 +206,9 @@ def report_invoice(event: Mapping[str, Any], services: Services) -> Outcome | No
         reports += invoice_reports(invoice, as_it_is(current), services, outcome)
         skip_unwritten(reports, current, outcome)
     report_until_deadline(reports, services, outcome)
+    if not outcome.failed:
+        with outcome.record_errors(invoice_id):
+            let_draft_wait(invoice_id, reports, current.as_of, services)
     return outcome
 
 

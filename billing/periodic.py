@@ -28,6 +28,7 @@ from billing.commands import (
     account_option,
     connections,
     ends_with_its_reader,
+    metrics_option,
     rate_option,
     subscription_option,
     with_batch_limits,
@@ -50,10 +51,13 @@ from billing.subscriptions import (
     warn_of_double_billing,
 )
 from service.transport import MAX_CONNECTIONS
+from service.watching import Ended, Figure, tell_watchers
 
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
 USED_DAYS = 35
 WORST_FIRST = (INTERRUPTED, UNREAD, FAILED, DIFFERENT)
+COUNTED = ("subscriptions", "items", "reported", "skipped", "warnings", "failed")
+SAID = {"warnings": "warned"}
 
 
 @dataclass
@@ -76,7 +80,7 @@ class Run:
     meters_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self.services = replace(self.services, trust_no_rows=self.trust_no_rows)
+        self.services = replace(self.services, trust_no_rows=self.trust_no_rows, expects_idle=True)
 
     def work_on(self, subscription: Json, as_of: int) -> None:
         """Report or compare the items of a subscription, known since a UTC second."""
@@ -211,10 +215,8 @@ class Run:
 
     def summary(self, seconds: float) -> str:
         """Return the last line."""
-        written = [] if self.dry else ["reported"]
-        names = ["subscriptions", "items", *written, "skipped", "warnings", "failed"]
-        said = {"warnings": "warned"}
-        counts = [f"{said.get(name, name)}: {self.counts[name]}" for name in names]
+        names = [name for name in COUNTED if not self.dry or name != "reported"]
+        counts = [f"{SAID.get(name, name)}: {self.counts[name]}" for name in names]
         return ", ".join([*counts, f"seconds: {seconds:.1f}"])
 
 
@@ -336,9 +338,12 @@ class Options:
 )
 @rate_option
 @account_option
+@metrics_option
 @with_appcontext
 @ends_with_its_reader
-def report_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
+def report_command(
+    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+) -> None:
     """Report the running period of every subscription that can still be billed.
 
     With a Billing Meter, the closed period too, while its invoice is a draft.
@@ -348,6 +353,9 @@ def report_command(ids: list[str], accounts: list[str], rate: int | None, **how:
     """
     options = Options(**how)
     require_options_that_fit(options)
+    is_whole = not (ids or options.dry)
+    if metrics_file and not is_whole:
+        raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
     services = with_batch_limits(current_app.extensions["services"], rate)
     statuses, counts = [], Counter[str]()
     for each in connections(services, accounts):
@@ -356,9 +364,18 @@ def report_command(ids: list[str], accounts: list[str], rate: int | None, **how:
             break
     status = next((status for status in WORST_FIRST if status in statuses), 0)
     if options.dry and is_told(status, options):
-        is_whole = status != INTERRUPTED
-        click.echo(sentence(counts, is_whole=is_whole), err=options.as_json)
+        said = sentence(counts, is_whole=status != INTERRUPTED)
+        click.echo(said, err=options.as_json)
+    if is_whole:
+        ended = Ended("report", status, accounts, figures(counts))
+        tell_watchers(ended, metrics_file, current_app.config["HEARTBEAT_URL"])
     sys.exit(status)
+
+
+def figures(totals: Counter[str]) -> list[Figure]:
+    """Return what a run counted, for those who watch it."""
+    names = [(name, SAID.get(name, name)) for name in COUNTED]
+    return [Figure(said, f"{said.title()} in the last run", totals[name]) for name, said in names]
 
 
 def require_options_that_fit(options: Options) -> None:

@@ -122,7 +122,7 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
     counts = Counter[str]()
     for each in connections(services, accounts):
         try:
-            since = each.stripe.clock.now() - seconds
+            since = stripe_api.fetch_now(each.stripe) - seconds
             for event in iter_undelivered_events(each, since):
                 outcome = None if dry else replay_event(event, each)
                 show(event_fields(event), outcome, as_json=as_json)

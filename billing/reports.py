@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from billing.stripe_api import (
     NotReported,
     PeriodClosed,
     ReportFailed,
+    ReportRefused,
     StripeConnection,
 )
 from billing.turns import Turns
@@ -33,6 +35,8 @@ ASK_AGAIN_SECONDS = 3
 YOUNG_SECONDS = 1_800
 # A period's first record is for its second second; Stripe's clock is known to a second.
 FIRST_SECONDS = 2
+# Of how many items a process remembers that they had no usage.
+MOST_IDLE = 10_000
 
 log = logging.getLogger("app")
 
@@ -44,7 +48,9 @@ class Services:
     `account_option` is how Stripe is told of another account: an organization's key needs
     `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
     usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
-    process noted a change of late, and when (monotonic seconds).
+    process noted a change of late, and when (monotonic seconds), `idle` what it counted of items
+    without usage; with `expects_idle`, such items are nothing to look at. `grace_seconds` is how
+    long after a period's end its draft waits for late usage; 0: as Stripe has it.
     """
 
     openmeter: openmeter.Client
@@ -56,6 +62,18 @@ class Services:
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
     turns: Turns = field(default_factory=Turns)
     noted: dict[tuple[str, ...], float] = field(default_factory=dict)
+    idle: OrderedDict[tuple[str, ...], None] = field(default_factory=OrderedDict)
+    expects_idle: bool = False
+    grace_seconds: int = 0
+
+    def knows_as_idle(self, item: MeteredItem) -> bool:
+        """Say whether an item without usage is nothing new, and remember it."""
+        key = (*self.stripe.key_of(item.id), item.meter, item.subject)
+        known = key in self.idle
+        self.idle[key] = None
+        if len(self.idle) > MOST_IDLE:
+            self.idle.popitem(last=False)
+        return known or self.expects_idle
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,11 @@ class PendingReport:
     check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
     invoiced: InvoicedPeriod | None = None
 
+    @property
+    def counts_until_final(self) -> bool:
+        """Say whether a draft bills it that counts what is reported until it becomes final."""
+        return self.invoiced is not None and self.invoiced.is_draft and not self.invoiced.is_fixed
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -85,10 +108,17 @@ class Outcome:
     failed: list[dict[str, str]] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
 
-    def warn(self, item: str, reason: str, kind: str, outcome: str = "warned") -> None:
+    def warn(
+        self,
+        item: str,
+        reason: str,
+        kind: str,
+        outcome: str = "warned",
+        level: int = logging.WARNING,
+    ) -> None:
         """Note and log what somebody should look at, though no retry would help."""
         fields = {"item": item, "outcome": outcome, "warning": kind}
-        log.warning("%s: %s", item, reason, extra=fields)
+        log.log(level, "%s: %s", item, reason, extra=fields)
         self.warnings.append({"item": item, "warning": reason})
 
     def fail(self, item: str, reason: str) -> None:
@@ -268,18 +298,33 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             return
         if report.writes:
             turn.note(report.as_of, item.end)
-            write(report, total, services, outcome, began)
-    warn_of_total(report, total, outcome)
+            try:
+                write(report, total, services, outcome, began)
+            except ReportRefused:
+                check_total(report, total, services, outcome)
+                raise
+    warn_of_total(report, total, services, outcome)
+    check_total(report, total, services, outcome)
+
+
+def check_total(
+    report: PendingReport, total: LatestTotal, services: Services, outcome: Outcome
+) -> None:
+    """Let a report's check look at a total, whether Stripe took it or not."""
     if report.check:
-        report.check(item, ways.rounded_value(services.stripe, item, total.billable), outcome)
+        value = ways.rounded_value(services.stripe, report.item, total.billable)
+        report.check(report.item, value, outcome)
 
 
-def warn_of_total(report: PendingReport, total: LatestTotal, outcome: Outcome) -> None:
+def warn_of_total(
+    report: PendingReport, total: LatestTotal, services: Services, outcome: Outcome
+) -> None:
     """Warn of a total that is missing, or below zero."""
     item, found = report.item, total.found
     if found is None and report.writes:
         reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
-        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows")
+        level = logging.INFO if services.knows_as_idle(item) else logging.WARNING
+        outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows", level=level)
     if found is not None and found < 0:
         reason = f"the total {found:f} in {period_name(item)} is below zero"
         outcome.warn(item.id, f"{reason}, and was taken as 0", "below zero")

@@ -111,6 +111,16 @@ def stripe_state(account: StripeConnection) -> str:
     return "ok"
 
 
+def fetch_now(account: StripeConnection) -> int:
+    """Return Stripe's UTC second; it is asked for it if it has not told it, by any answer.
+
+    Where it does not answer, it is this host's.
+    """
+    if not account.clock.is_known:
+        stripe_state(account)
+    return account.clock.now()
+
+
 def fetch_subscription(account: StripeConnection, subscription_id: str, *expand: str) -> Json:
     """Read a subscription as it is now, with the objects of some fields.
 
@@ -123,6 +133,17 @@ def fetch_subscription(account: StripeConnection, subscription_id: str, *expand:
 def fetch_invoice(account: StripeConnection, invoice_id: str) -> Json:
     """Read an invoice as it is now. Raises ReportRefused or ReportFailed."""
     return fetch_object(account, "invoice", f"/v1/invoices/{invoice_id}")
+
+
+def set_finalization(account: StripeConnection, invoice_id: str, at: int) -> None:
+    """Let a draft become final at a UTC second. Raises ReportRefused or ReportFailed.
+
+    (docs.stripe.com/api/invoices/update, automatically_finalizes_at)
+    """
+    path, when = f"/v1/invoices/{invoice_id}", {"automatically_finalizes_at": at}
+    answer = call(account, "post", path, auto_advance=True, **when)
+    if answer.get("object") != "invoice":
+        raise ReportFailed("Stripe's answer is no invoice")
 
 
 def set_metadata(

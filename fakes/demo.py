@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
-from fakes.processes import ROOT, Failed, Process, Processes, call
+from fakes.processes import ROOT, Failed, Process, Processes, call, wait_for
 
 ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
 HOUR = 3_600
 DIFFERENT = 3  # the exit status of a dry run that found a difference
 EXECUTIONS = [4, 3, 2, 1]
 SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https://\S+/(\w+)")
-REPORT_LINE = re.compile(r"^stripe_customer: .* UTC$", re.M)
+REPORT_LINE = re.compile(r"stripe_customer: .* UTC$", re.M)
+MISSED_LINE = re.compile(r"WARNING: .* a reset ended .*$", re.M)
 
 
 def main() -> None:
@@ -29,6 +31,7 @@ def main() -> None:
             print(f"This service           {processes.service}")
             usage_records(processes, service)
             billing_meter(processes, service)
+            what_was_missed(processes, service)
     except Failed as error:
         sys.exit(f"The demo failed: {error}")
     except KeyboardInterrupt:
@@ -47,13 +50,13 @@ def usage_records(processes: Processes, service: Process) -> None:
         use(processes, ids["customer"], f"execution-{n}", start, duration)
 
     print("\n3. Look at what a report would change: flask report --dry-run\n")
-    dry_run(processes, DIFFERENT)
+    flask(processes, DIFFERENT, "report", "--dry-run")
 
     print("\n4. Update the subscription: Stripe tells the service, which reports\n")
     print(*reports(processes, service, path, "metadata[plan]=demo", ["10.000000"]), sep="\n")
 
     print("\n5. Look again\n")
-    dry_run(processes, 0)
+    flask(processes, 0, "report", "--dry-run")
 
     print("\n6. Reset the billing cycle: Stripe invoices what was reported\n")
     reports(processes, service, path, "billing_cycle_anchor=now", ["0.000000"])
@@ -92,6 +95,50 @@ def billing_meter(processes: Processes, service: Process) -> None:
     print(invoice(processes, ids["subscription"], 3))
 
 
+def what_was_missed(processes: Processes, service: Process) -> None:
+    """Find what an invoice misses that was made while OpenMeter was down, and bill it."""
+    print("\nWHAT WAS MISSED\n\n11. Seed Stripe, as before\n")
+    ids = seed(processes, "--billing", "meter", "--test-clock")
+    subscription = ids["subscription"]
+    path = f"/v1/subscriptions/{subscription}"
+    start = period_end(processes, path, "start")
+    clock = f"/v1/test_helpers/test_clocks/{ids['test clock']}/advance"
+    reset_at = start + 24 * HOUR
+    processes.stripe_call("POST", clock, f"frozen_time={reset_at}")
+
+    print("\n12. Use the product: 10 units; then OpenMeter answers no query any more")
+    use(processes, ids["customer"], "missed", start, 10)
+    faults = f"{processes.openmeter}/_fake/faults"
+    call("POST", faults, {"path": "/query", "status": 503, "times": 1_000})
+
+    print("\n13. Reset the billing cycle: no report gets through, and Stripe invoices nothing\n")
+    before, known = len(processes.deliveries(0)), len(service.printed())
+    form = "billing_cycle_anchor=now&proration_behavior=always_invoice"
+    processes.stripe_call("POST", path, form, ENDIVE)
+    wait_for(lambda: "failed 1" in service.printed()[known:], "a failed delivery", 30)
+    print(invoice(processes, subscription, 0))
+
+    print(
+        "\n14. OpenMeter is back, Stripe sends its event again, and the service says what is lost\n"
+    )
+    call("DELETE", faults)
+    if processes.deliveries(before + 2)[-1]["status"] != HTTPStatus.OK:
+        raise Failed("the event that was sent again was not taken")
+    print(*MISSED_LINE.findall(service.printed()[known:]), sep="\n")
+
+    # The test clock is ahead of the time until which invoices are compared otherwise.
+    until = datetime.fromtimestamp(reset_at + 24 * HOUR, UTC).strftime("%Y-%m-%d")
+    audit = ["audit", "--subscription", subscription, "--until", until]
+    print(f"\n15. Compare invoices with OpenMeter: flask {' '.join(audit)}\n")
+    flask(processes, DIFFERENT, *audit)
+
+    print("\n16. Bill it: flask audit --repair --yes\n")
+    flask(processes, 0, *audit, "--repair", "--yes")
+
+    print("\n17. Look again, after flask audit --repair\n")
+    flask(processes, 0, *audit)
+
+
 def seed(processes: Processes, *options: str) -> dict[str, str]:
     """Run the script, show what it prints and return the ids by kind."""
     done = subprocess.run(
@@ -110,10 +157,10 @@ def seed(processes: Processes, *options: str) -> dict[str, str]:
     return ids
 
 
-def dry_run(processes: Processes, status: int) -> None:
-    """Run `flask report --dry-run`, show what it prints and check its exit status."""
+def flask(processes: Processes, status: int, *command: str) -> None:
+    """Run a command, show what it prints and check its exit status."""
     done = subprocess.run(
-        [sys.executable, "-m", "flask", "report", "--dry-run"],
+        [sys.executable, "-m", "flask", *command],
         cwd=ROOT,
         env=processes.environment(),
         capture_output=True,
@@ -123,7 +170,7 @@ def dry_run(processes: Processes, status: int) -> None:
     )
     print(done.stdout, end="", flush=True)
     if done.returncode != status:
-        raise Failed(f"flask report ended with {done.returncode}: {done.stderr}")
+        raise Failed(f"flask {command[0]} ended with {done.returncode}: {done.stderr}")
 
 
 def use(processes: Processes, customer: str, name: str, at: int, duration: int) -> None:
@@ -158,16 +205,17 @@ def reports(
     return list(dict.fromkeys(lines))
 
 
-def period_end(processes: Processes, path: str) -> int:
-    """Return the end of a subscription's running period."""
+def period_end(processes: Processes, path: str, boundary: str = "end") -> int:
+    """Return the end of a subscription's running period, or its start."""
     found = processes.stripe_call("GET", path, "", ACACIA)
-    return int(found["current_period_end"])
+    return int(found[f"current_period_{boundary}"])
 
 
 def invoice(processes: Processes, subscription: str, units: int) -> str:
     """Return what the newest final invoice says, if it is over the units."""
-    path = f"/v1/invoices?subscription={subscription}&status=open"
-    found: list[dict[str, Any]] = processes.stripe_call("GET", path, "", ACACIA)["data"]
+    path = f"/v1/invoices?subscription={subscription}"
+    listed: list[dict[str, Any]] = processes.stripe_call("GET", path, "", ACACIA)["data"]
+    found = [invoice for invoice in listed if invoice["status"] != "draft"]
     lines = [(line["quantity"], line["amount"]) for line in found[0]["lines"]["data"]]
     if lines != [(units, 10 * units)] or found[0]["total"] != 10 * units:
         raise Failed(f"the invoice is not over {units} units: {found}")

@@ -105,8 +105,10 @@ class Processes:
 
     def environment(self) -> dict[str, str]:
         """Return an environment that leads to the stand-ins, whatever a `.env` file says."""
+        usual = {"INVOICE_GRACE_HOURS": "0", "LOG_FORMAT": "text", "METRICS": "0"}
         return {
             **os.environ,
+            **{name: os.environ.get(name) or value for name, value in usual.items()},
             "STRIPE_KEY": STRIPE_KEY,
             "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
             "STRIPE_API_BASE": self.stripe,

@@ -9,11 +9,10 @@ from flask import Flask, Response, jsonify, request
 from fakes import stripe_render as render
 from fakes.serving import Faults, serve
 from fakes.stripe_accounts import Accounts, account_of
-from fakes.stripe_billing import is_true
 from fakes.stripe_controls import add_controls
 from fakes.stripe_events import add_events
 from fakes.stripe_http import Api, in_bounds
-from fakes.stripe_store import BASIL, Clock, Record, StripeError, integer
+from fakes.stripe_store import BASIL, Clock, Record, StripeError, integer, is_true
 
 __all__ = ["Api", "create_app"]
 
@@ -319,6 +318,11 @@ def add_invoices(app: Flask, api: Api) -> None:
     @app.get("/v1/invoices/<key>")
     def invoice(key: str) -> Record:
         return api.show_invoice(account.get("invoice", key))
+
+    @app.post("/v1/invoices/<key>")
+    def update_invoice(key: str) -> Record:
+        form = api.form("invoice")
+        return api.show_invoice(account.update_invoice(account.get("invoice", key), form))
 
     @app.get("/v1/invoices/<key>/lines")
     def invoice_lines(key: str) -> Response:

@@ -14,10 +14,10 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from fakes.stripe_invoices import Ledger, Tell
+from fakes.stripe_invoices import Ledger, Tell, finalization
 from fakes.stripe_periods import DAY, after, dates, length, next_date
 from fakes.stripe_prices import cents, is_free, is_metered
-from fakes.stripe_store import Record, StripeError, choice, integer, merge_metadata
+from fakes.stripe_store import Record, StripeError, choice, integer, is_true, merge_metadata
 
 __all__ = ["Account", "Record", "StripeError"]
 
@@ -674,7 +674,7 @@ class Account(Ledger):
         found: list[tuple[int, Callable[[], None]]] = []
         for invoice in self.all("invoice"):
             if invoice["status"] == "draft":
-                at = self.finalization(invoice)
+                at = finalization(invoice)
                 if at <= self.now(invoice["test_clock"]):
                     found.append((at, lambda i=invoice, at=at: self.finalize(i, at)))  # type: ignore[misc]
         for subscription in self.all("subscription"):
@@ -713,11 +713,6 @@ def behavior_of(form: Record) -> str:
     """Return what a form says of prorations, or the default."""
     given = form.get("proration_behavior", BEHAVIORS[0])
     return choice(given, "proration_behavior", *BEHAVIORS)
-
-
-def is_true(value: object) -> bool:
-    """Read a form's truth value, or JSON's."""
-    return value is True or value == "true"
 
 
 def is_now(anchor: object) -> bool:

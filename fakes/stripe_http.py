@@ -45,6 +45,7 @@ PARAMETERS = {
         "pricing", "quantity", "quantity_decimal", "subscription", "tax_behavior",
         "unit_amount_decimal",
     },
+    "invoice": {"auto_advance", "automatically_finalizes_at"},
     "usage record": {"action", "quantity", "timestamp"},
     "meter": {
         "customer_mapping", "default_aggregation", "dimension_payload_keys", "display_name",

@@ -10,11 +10,13 @@ from decimal import Decimal
 
 from fakes.stripe_periods import after, before
 from fakes.stripe_prices import cents, is_metered, number, parts
-from fakes.stripe_store import Record, StripeError, integer
+from fakes.stripe_store import Record, StripeError, integer, is_true
 from fakes.stripe_usage import Usage
 
 DRAFT_SECONDS = 3_600
 HOLD_SECONDS = 72 * 3_600
+FIVE_YEARS = 5 * 366 * 86_400
+NEVER = 253_402_300_799
 
 Tell = Callable[[str, Record, Record], bool]
 
@@ -180,6 +182,8 @@ class Ledger(Usage):
             "invoice",
             "in",
             accepted_at=at,
+            auto_advance=True,
+            automatically_finalizes_at=None,
             finalized_at=None,
             billing_reason=reason,
             collection_method="charge_automatically",
@@ -220,15 +224,43 @@ class Ledger(Usage):
         invoice["status"] = "open" if invoice["total"] > 0 else "paid"
         invoice["finalized_at"] = at
 
-    def finalization(self, invoice: Record) -> int:
-        """Return when a draft is due: an hour after its event was taken, in 72 h at most."""
-        latest = int(invoice["created"]) + HOLD_SECONDS
-        accepted = invoice["accepted_at"]
-        return latest if accepted is None else min(int(accepted) + DRAFT_SECONDS, latest)
+    def update_invoice(self, invoice: Record, form: Record) -> Record:
+        """Let a draft advance by itself or not, or become final at a time of its own.
+
+        (docs.stripe.com/invoicing/scheduled-finalization)
+        """
+        if invoice["status"] != "draft":
+            raise StripeError(400, "This invoice is finalized and can no longer be changed so.")
+        if "auto_advance" in form:
+            invoice["auto_advance"] = is_true(form["auto_advance"])
+        name = "automatically_finalizes_at"
+        if name in form:
+            at, now = integer(form[name], name), self.now(invoice["test_clock"])
+            if not invoice["auto_advance"]:
+                raise StripeError(400, f"{name} needs auto_advance to be true.", name)
+            if not now < at <= now + FIVE_YEARS:
+                raise StripeError(400, f"{name} must be in the next 5 years.", name)
+            invoice[name] = at
+        return invoice
 
     def metered(self, item: Record) -> bool:
         """Say whether an item bills usage."""
         return is_metered(self.get("price", item["price"]))
+
+
+def finalization(invoice: Record) -> int:
+    """Return when a draft is due: an hour after its event was taken, in 72 h at most.
+
+    One with a time of its own does not wait for its event
+    (docs.stripe.com/invoicing/scheduled-finalization).
+    """
+    if not invoice["auto_advance"]:
+        return NEVER
+    if invoice["automatically_finalizes_at"] is not None:
+        return int(invoice["automatically_finalizes_at"])
+    latest = int(invoice["created"]) + HOLD_SECONDS
+    accepted = invoice["accepted_at"]
+    return latest if accepted is None else min(int(accepted) + DRAFT_SECONDS, latest)
 
 
 def item_quantity(form: Record) -> Decimal:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from fakes.stripe_invoices import finalization
 from fakes.stripe_prices import parts
 from fakes.stripe_store import BASIL, Record
 
@@ -127,6 +128,8 @@ def render_invoice(invoice: Record, price_of: PriceOf, version: str) -> Record:
     shown = {key: value for key, value in invoice.items() if key not in hidden}
     shown |= {"object": "invoice", "amount_due": max(0, invoice["total"]), "currency": "usd"}
     shown["number"] = None if invoice["status"] == "draft" else f"N-{invoice['id'][3:]}"
+    is_scheduled = invoice["status"] == "draft" and invoice["auto_advance"]
+    shown["automatically_finalizes_at"] = finalization(invoice) if is_scheduled else None
     shown["status_transitions"] = {"finalized_at": invoice["finalized_at"]}
     shown["lines"] = {
         "object": "list",

@@ -38,6 +38,11 @@ def integer(value: object, name: str) -> int:
         ) from error
 
 
+def is_true(value: object) -> bool:
+    """Read a form's truth value, or JSON's."""
+    return value is True or value == "true"
+
+
 def choice(value: object, name: str, *known: str) -> str:
     """Return a form's value if it is one of those that Stripe knows."""
     if value not in known:

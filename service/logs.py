@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 from pythonjsonlogger.json import JsonFormatter
@@ -61,13 +62,14 @@ class SecretFilter(logging.Filter):
         return True
 
 
-class LevelFormatter(logging.Formatter):
-    """Write a report's line as it is and put its level before any other."""
+class TextFormatter(logging.Formatter):
+    """Write the time (UTC), the level where it is not the usual one, and the line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = super().format(record)
-        return line if record.levelno == logging.INFO else f"{record.levelname}: {line}"
+        when = f"{datetime.fromtimestamp(int(record.created), UTC):%Y-%m-%dT%H:%M:%SZ}"
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        return f"{when} {level}{super().format(record)}"
 
 
 def configure_logger(
@@ -89,4 +91,4 @@ def json_formatter() -> JsonFormatter:
 
 def formatter(name: str) -> logging.Formatter:
     """Return the formatter of a LOG_FORMAT."""
-    return json_formatter() if name == "json" else LevelFormatter()
+    return json_formatter() if name == "json" else TextFormatter()

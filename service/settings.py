@@ -13,6 +13,9 @@ from dotenv import dotenv_values
 from usage import ROUNDING, WINDOW_SECONDS
 
 LAST_PORT = 65_535
+# The longest that Stripe lets an account's drafts wait
+# (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+MOST_GRACE_HOURS = 72
 ENV_FILE = Path(__file__).parent.parent / ".env"
 
 
@@ -54,6 +57,11 @@ def base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def secret_url(value: str) -> str:
+    """Accept such an address that tells who we are by itself."""
+    return base_url(secret(value))
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Accept one of the choices, spelt as here."""
 
@@ -77,6 +85,13 @@ def tcp_port(value: str) -> int:
     return int(value)
 
 
+def grace_hours(value: str) -> int:
+    """Accept a number of hours that a draft of Stripe's can wait."""
+    if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MOST_GRACE_HOURS:
+        raise ValueError(f"must be a number of hours from 0 to {MOST_GRACE_HOURS}")
+    return int(value)
+
+
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_KEY": (None, secret),
@@ -86,9 +101,11 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "OPENMETER_TOKEN": ("", secret),
     "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*WINDOW_SECONDS)),
     "USAGE_ROUNDING": ("down", one_of(*ROUNDING)),
+    "INVOICE_GRACE_HOURS": ("0", grace_hours),
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),
+    "HEARTBEAT_URL": ("", secret_url),
 }
 # What only deliveries are verified with: the commands take none.
 OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
@@ -120,7 +137,8 @@ def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
-    single = [settings[name] for name, (_, check) in SETTINGS.items() if check is secret]
+    hidden = (secret, secret_url)
+    single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
     return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 
 

@@ -108,6 +108,12 @@ ARROWS = {
         "billing.subscriptions",
         "usage",
     },
+    "billing.grace": {
+        "billing.clock",
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+    },
     "billing.refusals": {
         "billing.items",
         "billing.reports",
@@ -118,6 +124,7 @@ ARROWS = {
         "billing.changes",
         "billing.clock",
         "billing.closings",
+        "billing.grace",
         "billing.invoices",
         "billing.items",
         "billing.losses",
@@ -161,6 +168,7 @@ ARROWS = {
         "billing.stripe_api",
         "billing.subscriptions",
         "service.transport",
+        "service.watching",
         "usage",
     },
     "billing.replay": {
@@ -231,12 +239,19 @@ ARROWS = {
         "billing.invoices",
         "billing.tables",
     },
+    "audit.figures": {
+        "audit.pricing",
+        "audit.report",
+        "audit.rows",
+        "service.watching",
+    },
     "audit.page": {
         "audit.pricing",
         "audit.report",
         "audit.rows",
     },
     "audit.command": {
+        "audit.figures",
         "audit.lines",
         "audit.page",
         "audit.pricing",
@@ -249,6 +264,7 @@ ARROWS = {
         "billing.stripe_api",
         "billing.tables",
         "service.transport",
+        "service.watching",
     },
     "service.clients": {
         "service.transport",
@@ -263,6 +279,10 @@ ARROWS = {
         "usage",
     },
     "service.transport": set(),
+    "service.watching": {
+        "service.metrics",
+        "service.transport",
+    },
 }
 FLASK = {"app", "audit.command", "billing.periodic", "billing.replay"}
 

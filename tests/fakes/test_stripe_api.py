@@ -472,6 +472,37 @@ def test_a_summary_gives_what_a_meter_holds(metered: Stripe) -> None:
     assert (summary["aggregated_value"], summary["meter"]) == (4.5, meter["id"])
 
 
+def test_a_draft_becomes_final_at_a_time_of_its_own_whoever_took_its_event(
+    metered: Stripe,
+) -> None:
+    metered.collect_events(ENDIVE)
+    metered.advance(END + 60)
+    path = f"invoices/{invoices(metered)[0]['id']}"
+    until = END + 5 * HOUR
+    metered.call("POST", path, auto_advance="true", automatically_finalizes_at=until)
+    assert metered.call("GET", path)["automatically_finalizes_at"] == until
+    metered.advance(until - 1)
+    assert metered.invoiced() == [("draft", [0])]
+    metered.advance(until)
+    assert metered.invoiced() == [("paid", [0])]
+    assert metered.call("GET", path)["automatically_finalizes_at"] is None
+    with pytest.raises(Failed, match="finalized"):
+        metered.call("POST", path, automatically_finalizes_at=until + HOUR)
+
+
+def test_a_draft_that_does_not_advance_stays_one(metered: Stripe) -> None:
+    metered.advance(END + 60)
+    path = f"invoices/{invoices(metered)[0]['id']}"
+    for at in (END, END + 6 * 366 * 24 * HOUR):
+        with pytest.raises(Failed, match="next 5 years"):
+            metered.call("POST", path, automatically_finalizes_at=at)
+    metered.call("POST", path, auto_advance="false")
+    with pytest.raises(Failed, match="auto_advance"):
+        metered.call("POST", path, automatically_finalizes_at=END + HOUR)
+    metered.advance(END + 100 * HOUR)
+    assert metered.invoiced() == [("draft", [0])]
+
+
 def test_finalization_is_held_until_the_event_is_taken(metered: Stripe) -> None:
     held = Receiver()
     server = serve(held.app)

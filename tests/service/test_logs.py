@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.conftest import (
     ENDIVE,
     KEY,
     SECRETS,
+    START,
     Service,
     Stripe,
     assert_no_secret,
@@ -75,6 +77,46 @@ def test_an_error_has_the_request_id_of_stripe(service: Service, lines: Lines) -
     assert failure["outcome"] == delivery["outcome"] == "failed"
     assert [failure["item"], failure["way"]] == [service.stripe.items()[0], "usage record"]
     assert "request_id" not in delivery
+
+
+def test_each_line_of_a_delivery_names_whom_it_is_about(service: Service, lines: Lines) -> None:
+    subscription = service.stripe.subscription()
+    service.deliver(subscription)
+    broken = updated({**subscription, "items": {}})
+    assert service.post(json.dumps(broken)).status_code == 422
+    for line in lines():
+        about = (line["subscription"], line["customer"])
+        assert about == (subscription["id"], subscription["customer"])
+    assert f"of {about[0]}, {about[1]}" in lines()[-1]["message"]
+    service.post('{"type": "invoice.created", "id": "evt_2", "data": {"object": {"id": "in_1"}}}')
+    assert "subscription" not in lines()[-1]
+
+
+def test_a_path_that_nobody_serves_is_nothing_to_look_at(service: Service, lines: Lines) -> None:
+    for method, path, status in (("GET", "/.env", 404), ("GET", "/webhook", 405)):
+        assert service.open(method, path).status_code == status
+    assert [line["level"] for line in lines()] == ["INFO", "INFO"]
+
+
+def test_an_idle_customer_is_warned_of_once_and_counted_each_time(
+    start: Start, lines: Lines
+) -> None:
+    service = start()
+    service.stripe.seed()
+    subscription = service.stripe.subscription()
+    for _ in range(3):
+        assert len(service.deliver(subscription).json["warnings"]) == 1
+    kinds = [line["level"] for line in lines() if line.get("warning") == "no rows"]
+    assert kinds == ["WARNING", "INFO", "INFO"]
+
+
+def test_a_run_takes_an_idle_customer_for_granted_and_counts_it(start: Start, lines: Lines) -> None:
+    service = start()
+    service.stripe.seed()
+    service.openmeter.use("somebody", 1, time="2023-06-07T14:00:00Z")
+    run = ["report", "--rate", "0", "--subscription", service.stripe.ids["subscription"]]
+    assert "warned: 1" in service.client.application.test_cli_runner().invoke(args=run).output
+    assert [line["level"] for line in lines() if line.get("warning") == "no rows"] == ["INFO"]
 
 
 def test_a_warning_names_its_kind(start: Start, lines: Lines) -> None:
@@ -153,12 +195,13 @@ def test_neither_form_shows_a_secret(name: str) -> None:
     assert 'a"b' not in written.getvalue().replace("\\", "")
 
 
-def test_the_text_form_has_a_level_only_where_it_is_not_usual() -> None:
+def test_the_text_form_has_the_time_and_a_level_where_it_is_not_usual() -> None:
     form = logs.formatter("text")
     record = logging.LogRecord("app", logging.INFO, "", 0, "said", (), None)
-    assert form.format(record) == "said"
+    record.created = START + 0.9
+    assert form.format(record) == "2023-06-07T14:20:30Z said"
     record.levelno, record.levelname = logging.ERROR, "ERROR"
-    assert form.format(record) == "ERROR: said"
+    assert form.format(record) == "2023-06-07T14:20:30Z ERROR: said"
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -180,5 +223,7 @@ def test_under_gunicorn_each_line_is_json(monkeypatch: pytest.MonkeyPatch) -> No
         printed = [json.loads(line) for line in service.printed().splitlines()]
     messages = [line["message"] for line in printed]
     assert any(message.startswith("Listening at: http://") for message in messages)
-    assert any("(customer.subscription.updated): reported 1" in message for message in messages)
+    assert any(
+        re.search(r"updated\) of sub_\w+, cus_\w+: reported 1", message) for message in messages
+    )
     assert all(line["time"] and line["level"] for line in printed)

@@ -34,9 +34,11 @@ def test_defaults() -> None:
         "OPENMETER_TOKEN": None,
         "OPENMETER_WINDOW_SIZE": "HOUR",
         "USAGE_ROUNDING": "down",
+        "INVOICE_GRACE_HOURS": 0,
         "PORT": 4242,
         "LOG_FORMAT": "text",
         "METRICS": False,
+        "HEARTBEAT_URL": None,
     }
 
 
@@ -93,8 +95,14 @@ def test_one_message_names_all_that_is_missing(
         ("OPENMETER_URL", "http://[::1"),
         ("OPENMETER_URL", "http://a..b"),
         ("OPENMETER_URL", f"http://{'a' * 70}"),
+        ("HEARTBEAT_URL", "hc.example/6f0c"),
+        ("HEARTBEAT_URL", "https://hc.example/6f0c?create=1"),
+        ("HEARTBEAT_URL", "https://hc.example/é"),
         ("OPENMETER_WINDOW_SIZE", "WEEK"),
         ("OPENMETER_WINDOW_SIZE", "hour"),
+        ("INVOICE_GRACE_HOURS", "73"),
+        ("INVOICE_GRACE_HOURS", "-1"),
+        ("INVOICE_GRACE_HOURS", "1.5"),
         ("USAGE_ROUNDING", "even"),
         ("PORT", "0"),
         ("PORT", 0),

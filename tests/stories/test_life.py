@@ -1624,6 +1624,18 @@ def test_a_change_soon_after_a_renewal_leaves_each_unit_in_one_period(
     assert len({value for second, value in story.sent() if END - DAY < second < END}) == 1
 
 
+def test_what_a_period_lacks_that_is_too_short_to_report_is_said(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T)
+    for second in (T + 60, T + 61):
+        story.to(second)
+        story.use(7, second - 1)
+        story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    assert any("7 metered, 0 on invoice" in said for said in story.warned("reset"))
+
+
 def test_a_fraction_that_an_invoice_lacks_is_said(tell: Tell) -> None:
     story = tell()
     story.subscribe(FLEXIBLE, "A")
@@ -1761,6 +1773,27 @@ def test_a_change_of_interval_counts_from_there(tell: Tell, version: str, mode: 
     assert story.stands(T, T + DAY) == 5
     assert story.closed_with(T) == "1040"
     assert any("40 units" in said or "1040 units" in said for said in story.warned())
+
+
+@pytest.mark.parametrize("seconds", [2, 50])
+def test_an_item_that_joins_a_running_period_counts_from_its_change(
+    tell: Tell, seconds: int
+) -> None:
+    story = tell()
+    for name, meter in (("week", "m1"), ("other week", "m2")):
+        story.price(name, 30, meter, interval="week", **{"metadata[om_meter_id]": meter})
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.add("other week")
+    story.use(40, T + 1)
+    story.to(T + seconds)
+    story.change("week")
+    story.use(5, T + seconds)
+    story.deliver()
+    story.used(0, T + HOUR)
+    assert story.closed_with(T + seconds) == "140"
+    assert story.stands(T + seconds, T + DAY) == 5
 
 
 @SHAPES

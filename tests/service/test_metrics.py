@@ -155,6 +155,12 @@ def test_each_counter_begins_at_zero_and_the_docs_name_its_labels(service: Servi
     assert sum(name.startswith("reports_total") for name in found) == 6
 
 
+def test_it_is_told_since_when_is_counted(start: Start) -> None:
+    began = time.time()
+    text = start(METRICS="1").open("GET", "/metrics").text
+    assert began <= samples(text)["start_timestamp_seconds"] <= time.time()
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_service_that_is_made_again_counts_once(start: Start, times: int) -> None:
     for _ in range(times):
@@ -170,7 +176,9 @@ def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("METRICS", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with Processes() as processes:
+        began = time.time()
         service = processes.start_service("--workers", "2")
+        ready = time.time()
         stripe = Stripe(processes.stripe)
         stripe.seed()
         OpenMeter(processes.openmeter).use(stripe.ids["customer"], 10)
@@ -184,6 +192,7 @@ def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                 delivered
             )
         assert found["reports_total reported usage record"] >= 20
+        assert began < found["start_timestamp_seconds"] < ready
         assert "Traceback" not in service.printed()
         assert [folder.name[:17] for folder in tmp_path.iterdir()] == ["openmeter-stripe-"]
     assert list(tmp_path.iterdir()) == []

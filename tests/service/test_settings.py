@@ -48,6 +48,12 @@ def test_two_webhook_secrets_are_accepted(value: str) -> None:
     assert found["STRIPE_WEBHOOK_SECRET"] == ("whsec_1", "whsec_2")
 
 
+def test_the_heartbeats_address_is_a_secret() -> None:
+    url = "https://hc.example/6f0c"
+    found = settings.read_settings({**GOOD, "HEARTBEAT_URL": f"{url}/"})
+    assert url in settings.secrets_of(found)
+
+
 def test_an_empty_value_counts_as_not_set() -> None:
     optional = dict.fromkeys(settings.SETTINGS.keys() - GOOD.keys(), "")
     assert settings.read_settings({**GOOD, **optional}) == settings.read_settings(GOOD)

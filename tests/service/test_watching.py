@@ -328,6 +328,22 @@ def test_an_audit_that_is_satisfied_says_so(
     assert receiver.called == [PING, PING]
 
 
+def test_a_draft_that_can_still_be_mended_is_no_finding(
+    watched: Service, receiver: Receiver, file: Path
+) -> None:
+    stripe, price = watched.stripe, watched.stripe.metered_price()
+    stripe.seed({"price": price, "metadata[om_meter_id]": "m1"})
+    run(watched, "report")
+    watched.openmeter.use(stripe.ids["customer"], 2)
+    stripe.advance(END + 60)
+    run(watched, *AUDIT, "--metrics", str(file))
+    found = read(file)
+    assert found["openmeter_stripe_audit_invoices", "", "can be mended"] == 1
+    assert found["openmeter_stripe_audit_missing_money", "", "USD", "mendable"] == 0.2
+    assert found["openmeter_stripe_audit_differing_rows", "", "line"] == 0
+    assert receiver.called == [PING, PING]
+
+
 def test_an_audit_that_could_not_read_says_so(
     watched: Service, receiver: Receiver, file: Path
 ) -> None:

@@ -150,11 +150,13 @@ def test_quiet_says_warnings_and_differences(processes: Processes, stripe: Strip
 def test_a_reader_that_is_gone_ends_a_command_quietly(
     processes: Processes, command: list[str]
 ) -> None:
+    # Unbuffered, nothing would be left for Python's end.
+    env = {**processes.environment(), "PYTHONUNBUFFERED": ""}
     for reads_errors in (True, False):
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(
-            [*FLASK, *command], cwd=ROOT, env=processes.environment(), stdout=writer,
+            [*FLASK, *command], cwd=ROOT, env=env, stdout=writer,
             stderr=subprocess.PIPE if reads_errors else writer,
             text=True, timeout=60, check=False,
         )  # fmt: skip

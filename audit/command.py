@@ -23,7 +23,7 @@ from audit.lines import Audit
 from audit.page import Page, time_text
 from audit.reading import Source
 from audit.repair import Repair, create, plan
-from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
+from audit.report import HEADER, WIDTHS, CsvSink, Spool, Sums, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
 from billing import stripe_api
@@ -33,12 +33,14 @@ from billing.commands import (
     INTERRUPTED,
     account_option,
     connections,
+    ends_with_its_reader,
     metrics_option,
     rate_option,
     subscription_option,
     with_batch_limits,
 )
 from billing.stripe_api import NotReported
+from billing.tables import cells, many
 from service.transport import MAX_CONNECTIONS
 from service.watching import Ended, tell_watchers
 
@@ -142,7 +144,7 @@ class Output:
         """Print a row of the table, below its header."""
         if not self.has_table:
             self.has_table = True
-            self.say(cells(HEADER))
+            self.say(cells(HEADER, WIDTHS))
         self.say(text)
 
     def finish(self, about: dict[str, str]) -> None:
@@ -225,6 +227,7 @@ class Progress:
 @rate_option
 @metrics_option
 @with_appcontext
+@ends_with_its_reader
 def audit_command(
     ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
 ) -> None:

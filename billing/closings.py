@@ -249,5 +249,5 @@ def invoice_report(period: InvoicedPeriod, as_of: int, by_reset: bool) -> Pendin
         as_of,
         writes=(period.is_draft or by_reset) and item.billing_meter is not None,
         check=check if period.is_fixed else None,
-        counts_until_final=period.is_draft and not period.is_fixed,
+        invoiced=period,
     )

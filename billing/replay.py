@@ -14,7 +14,13 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from billing import stripe_api
-from billing.commands import FAILED, account_option, connections, with_batch_limits
+from billing.commands import (
+    FAILED,
+    account_option,
+    connections,
+    ends_with_its_reader,
+    with_batch_limits,
+)
 from billing.events import EVENTS, report_event
 from billing.items import InvalidStripeObject, utc_text
 from billing.reports import Outcome, Services
@@ -104,6 +110,7 @@ def show(fields: Mapping[str, Any], outcome: Outcome | None, *, as_json: bool) -
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @account_option
 @with_appcontext
+@ends_with_its_reader
 def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) -> None:
     """Work on each event whose delivery failed, oldest first, as the webhook would have.
 

@@ -284,7 +284,7 @@ ARROWS = {
         "service.transport",
     },
 }
-FLASK = {"app", "audit.command", "billing.periodic", "billing.replay"}
+FLASK = {"app", "audit.command", "billing.commands", "billing.periodic", "billing.replay"}
 
 
 def imported(path: Path) -> set[str]:

@@ -8,8 +8,10 @@ from functools import partial
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
 from typing import Any
 
+import click
 import stripe
 from flask import Flask, g, request
+from flask.cli import FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -165,23 +167,35 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     return response
 
 
+def is_for_a_command() -> bool:
+    """Say whether `flask` itself asks for the service, to find one of its commands.
+
+    `flask run` asks from a context of its own, and gunicorn and app.py from none.
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and isinstance(context.command, FlaskGroup)
+
+
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """Build the service; `config`, if given, stands in for the environment.
 
-    Raises StartupExit.
+    Only for a command it can be without a webhook's secret, and then has no /webhook. Raises
+    StartupExit.
     """
-    settings = read_settings(load_environment() if config is None else config)
+    source = load_environment() if config is None else config
+    settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
-    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL")})
+    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL", "LOG_FORMAT")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
     app.cli.add_command(audit_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
-    add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
+    if settings["STRIPE_WEBHOOK_SECRET"]:
+        add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
     add_probes(app, services)
     if settings["METRICS"]:
         enable_metrics(app)

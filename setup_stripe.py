@@ -15,6 +15,7 @@ from dotenv import dotenv_values
 # The last API version that makes a metered price without a meter
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
+STRIPE = "https://api.stripe.com"
 KEYS = re.compile(r"(sk|rk|sk_org)_[!-~]+")
 HOUR = 3_600
 ODD_ANSWER = (AttributeError, LookupError, TypeError, ValueError)
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     found = environment()
     client = connect(found, options)
-    dashboard = "https://dashboard.stripe.com" + ("" if options.live else "/test")
+    dashboard = dashboard_of(found) + ("" if options.live else "/test")
     done: list[SeededObject] = []
     try:
         for made in seed(client, options):
@@ -98,6 +99,15 @@ def meter_slug(slug: str) -> str:
     return slug
 
 
+def dashboard_of(found: Mapping[str, str | None]) -> str:
+    """Return where the links lead: to Stripe's dashboard, or where another Stripe answers."""
+    base = base_url(found)
+    if base == STRIPE:
+        return "https://dashboard.stripe.com"
+    print(f"STRIPE_API_BASE is not Stripe's: the links lead to {base}.", flush=True)
+    return base
+
+
 def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> stripe.StripeClient:
     """Return a client of the key's account, or end before any call if the key will not do."""
     key = found.get("STRIPE_KEY") or ""
@@ -121,7 +131,7 @@ def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> str
 
 def base_url(found: Mapping[str, str | None]) -> str:
     """Return where Stripe's API answers, or end if it is no address."""
-    base = (found.get("STRIPE_API_BASE") or "https://api.stripe.com").rstrip("/")
+    base = (found.get("STRIPE_API_BASE") or STRIPE).rstrip("/")
     if not re.match("https?://", base):
         sys.exit("STRIPE_API_BASE lacks http:// or https:// before it.")
     return base

@@ -1,13 +1,14 @@
 """The `flask audit` command: what was metered against what was invoiced, and what nobody bills."""
 
 import json
+import logging
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any
@@ -23,7 +24,7 @@ from audit.lines import Audit
 from audit.page import Page, time_text
 from audit.reading import Source
 from audit.repair import Repair, create, plan
-from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
+from audit.report import HEADER, WIDTHS, CsvSink, Spool, Sums, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
 from billing import stripe_api
@@ -33,12 +34,16 @@ from billing.commands import (
     INTERRUPTED,
     account_option,
     connections,
+    ends_with_its_reader,
+    logs_json,
     metrics_option,
     rate_option,
+    say,
     subscription_option,
     with_batch_limits,
 )
 from billing.stripe_api import NotReported
+from billing.tables import cells, many
 from service.transport import MAX_CONNECTIONS
 from service.watching import Ended, tell_watchers
 
@@ -132,17 +137,17 @@ class Output:
     def fail_at_once(self, name: str, reason: str) -> None:
         """Note what could not be done, and print it."""
         self.fail(name, reason)
-        click.echo(self.failures[-1], err=True)
+        say(self.failures[-1], err=True, level=logging.ERROR)
 
     def tell(self, text: str) -> None:
         """Print what is no row."""
-        click.echo(text, err=self.options.as_json)
+        say(text, err=self.options.as_json)
 
     def say_row(self, text: str) -> None:
         """Print a row of the table, below its header."""
         if not self.has_table:
             self.has_table = True
-            self.say(cells(HEADER))
+            self.say(cells(HEADER, WIDTHS))
         self.say(text)
 
     def finish(self, about: dict[str, str]) -> None:
@@ -152,10 +157,10 @@ class Output:
         else:
             for text in self.page.agreeing:
                 self.say_row(text)
-        if not self.options.as_json and self.sums.counts[LINE]:
+        if not (self.options.as_json or logs_json()) and self.sums.counts[LINE]:
             self.tell("\n" + sums_table(self.sums))
         for said in self.failures:
-            click.echo(said, err=True)
+            say(said, err=True, level=logging.ERROR)
         self.tell(self.sums.sentence())
 
     def exit_status(self) -> int:
@@ -225,6 +230,7 @@ class Progress:
 @rate_option
 @metrics_option
 @with_appcontext
+@ends_with_its_reader
 def audit_command(
     ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
 ) -> None:
@@ -238,6 +244,8 @@ def audit_command(
     services, options = current_app.extensions["services"], Options(**how)
     if options.as_json + bool(options.csv_file) + bool(options.html_file) > 1:
         raise click.UsageError("choose one of --json, --csv and --html")
+    if logs_json() and not (options.csv_file or options.html_file):
+        options = replace(options, as_json=True)
     if options.repair and services.is_live and not options.live:
         raise click.UsageError("--repair with a live key needs --live")
     if metrics_file and (ids or options.repair):

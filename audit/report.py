@@ -2,9 +2,8 @@
 
 import csv
 import json
-import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import IO, Any
@@ -12,8 +11,8 @@ from typing import IO, Any
 from audit import pricing
 from audit.rows import COLUMNS, GAP, IDLE, LINE, NOBODY, OVERLAP, ZERO, Row, utc
 from billing.invoices import plain
+from billing.tables import below, cells, many
 
-WIDTH = 80
 HEADER = ("invoice", "meter", "metered", "billed", "missing", "money")
 WIDTHS = (18, 10, 11, 11, 11, 14)
 NAMES = {GAP: "in no line", OVERLAP: "in two lines", NOBODY: "counted by nobody", IDLE: "idle"}
@@ -141,24 +140,6 @@ class Sums:
         return " and ".join(said)
 
 
-def many(number: int, name: str) -> str:
-    """Return a number of things."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def fit(text: str, width: int) -> str:
-    """Return a text that is no wider than a column."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def cells(texts: Iterable[str]) -> str:
-    """Return a line of the table: names to the left, figures to the right and never cut."""
-    names, figures = list(texts)[:2], list(texts)[2:]
-    found = [fit(text, width).ljust(width) for text, width in zip(names, WIDTHS, strict=False)]
-    found += [text.rjust(width) for text, width in zip(figures, WIDTHS[2:], strict=True)]
-    return " ".join(found).rstrip()
-
-
 def table_row(row: Row) -> str:
     """Return a row of the table, and below it which line it is and what to do."""
     name = row.number or row.invoice if row.kind == LINE else NAMES[row.kind]
@@ -168,24 +149,17 @@ def table_row(row: Row) -> str:
     where = [row.account, f"{row.invoice} {row.status}".strip(), row.subscription, row.item]
     where += [row.price, f"subject {row.subject}"]
     about = ", ".join([period, *filter(None, where)])
-    return "\n".join([cells([name, row.meter, *figures]), *below(about), *below(row.todo)])
-
-
-def below(text: str) -> list[str]:
-    """Return a text below a row, a command in it whole if it can be."""
-    return textwrap.wrap(
-        text, WIDTH, break_on_hyphens=False, initial_indent="  ", subsequent_indent="    "
-    )
+    return "\n".join([cells([name, row.meter, *figures], WIDTHS), *below(about), *below(row.todo)])
 
 
 def sums_table(sums: Sums) -> str:
     """Return the sums by currency."""
-    lines = [cells(("currency", "", "metered", "billed", "missing", "over"))]
+    lines = [cells(("currency", "", "metered", "billed", "missing", "over"), WIDTHS)]
     for (kind, currency), money in sorted(sums.money.items()):
         if kind == LINE:
             amounts = (money.metered, money.billed, money.missing, money.over)
             shown = [pricing.amount_text(amount, currency) for amount in amounts]
-            lines.append(cells((currency or "?", "", *shown)))
+            lines.append(cells((currency or "?", "", *shown), WIDTHS))
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ import openmeter
 
 import usage
 from billing import ways
+from billing.invoices import InvoicedPeriod
 from billing.items import UTC_TIME, MeteredItem, period_name
 from billing.stripe_api import (
     GoneFromStripe,
@@ -81,15 +82,20 @@ class PendingReport:
 
     That is the second of a fresh event, or one before the item was read, on Stripe's clock.
     Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
-    would be told it, and the outcome, and warns. With `counts_until_final`, a draft bills it that
-    counts what is reported until it becomes final.
+    would be told it, and the outcome, and warns. `invoiced`, if any, is what an invoice bills of
+    it so far.
     """
 
     item: MeteredItem
     as_of: int
     writes: bool = True
     check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
-    counts_until_final: bool = False
+    invoiced: InvoicedPeriod | None = None
+
+    @property
+    def counts_until_final(self) -> bool:
+        """Say whether a draft bills it that counts what is reported until it becomes final."""
+        return self.invoiced is not None and self.invoiced.is_draft and not self.invoiced.is_fixed
 
 
 @dataclass(frozen=True)

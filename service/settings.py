@@ -156,12 +156,15 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "METRICS": ("0", zero_or_one),
     "HEARTBEAT_URL": ("", secret_url),
 }
+# What only deliveries are verified with: the commands take none.
+OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
 
 
-def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
+def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[str, Any]:
     """Return every setting of SETTINGS, checked; an empty value counts as not set.
 
-    Raises StartupExit, whose one message names all that are missing or not valid.
+    Where nothing is served, those of deliveries may be missing, and are None. Raises StartupExit,
+    whose one message names all that are missing or not valid.
     """
     settings: dict[str, Any] = {}
     missing, invalid = [], []
@@ -169,7 +172,7 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
         given = source.get(name)
         is_set = given is not None and given != ""
         value = str(given) if is_set else default or ""
-        if not value and default is None:
+        if not value and default is None and (serves or name not in OF_DELIVERIES):
             missing.append(name)
         try:
             settings[name] = check(value) if value else None
@@ -185,7 +188,7 @@ def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
     hidden = (secret, secret_url, stripe_key)
     single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
-    return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
+    return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 
 
 def load_environment() -> dict[str, str | None]:

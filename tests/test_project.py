@@ -65,7 +65,7 @@ def test_each_requirement_is_pinned_as_locked_and_is_used(name: str) -> None:
     locked = dict(
         re.findall(r"^([\w-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.M)
     )
-    folders = ("audit", "billing", "service", "fakes", "tests")
+    folders = ("audit", "billing", "doctor", "service", "fakes", "tests")
     ours = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
     used = set().union(*map(imports, ours))
     for package, version in pins(name).items():

@@ -225,7 +225,7 @@ def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
-    for folder in ("audit", "billing", "service"):
+    for folder in ("audit", "billing", "doctor", "service"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 

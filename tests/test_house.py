@@ -37,6 +37,7 @@ ARROWS = {
     "billing.tables": set(),
     "billing.stripe_api": {
         "billing.clock",
+        "service.health",
         "usage",
     },
     "billing.notes": {
@@ -68,6 +69,7 @@ ARROWS = {
         "billing.stripe_api",
         "billing.turns",
         "billing.ways",
+        "service.health",
         "service.logs",
         "service.transport",
         "usage",

@@ -15,6 +15,7 @@ from flask.cli import FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_LATEST
+from pyrate_limiter import Duration, Rate
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -33,10 +34,10 @@ from billing.stripe_api import StripeConnection, stripe_state
 from doctor.command import doctor_command
 from service import logs, metrics
 from service.clients import create_clients
-from service.health import Readiness
+from service.health import Check, Readiness
 from service.settings import key_kind, load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
-from usage import one_line, openmeter_state
+from usage import one_line, openmeter_state, window_start_at
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 # How far this host's clock may be ahead before Stripe has told its time.
@@ -44,6 +45,9 @@ HOST_AHEAD_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
 # So that a delivery is answered within 40 s; Stripe's own time-out is not published.
 DELIVERY_SECONDS = 38
+# How long Stripe need not answer anything before a probe asks it, and how often one does at most,
+# twelve times an hour: an account's reads are limited (docs.stripe.com/rate-limits).
+QUIET_SECONDS, PROBE_RATE = 300, Rate(2, 10 * Duration.MINUTE)
 RESENT = (
     "nothing is reported, and Stripe sends this event again for up to three days, as it was; "
     "mend its object in Stripe, which sends a new event, or run flask report --subscription"
@@ -267,9 +271,20 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
 
 def add_probes(app: Flask, services: Services) -> None:
     """Answer whether this process runs, and whether it can do its work."""
+
+    def ask_openmeter() -> str:
+        """Ask for a meter that was reported last."""
+        now = window_start_at(services.stripe.clock.now(), 60)
+        return openmeter_state(services.openmeter, services.queried.meter, now)
+
     checks = {
-        "openmeter": partial(openmeter_state, services.openmeter),
-        "stripe": partial(stripe_state, services.stripe),
+        "openmeter": Check(ask_openmeter, services.queried),
+        "stripe": Check(
+            partial(stripe_state, services.stripe),
+            services.stripe.answered,
+            ok_seconds=QUIET_SECONDS,
+            rate=PROBE_RATE,
+        ),
     }
     readiness = Readiness(checks, services.pool)
 

@@ -8,7 +8,7 @@ from billing.clock import OFF_SECONDS
 from billing.reports import Services
 from billing.stripe_api import NotReported, StripeConnection, call
 from doctor.findings import Finding, fine, to_do
-from usage import openmeter_state
+from usage import openmeter_state, window_start_at
 
 # What each right is needed for, and a list that it lets read
 # (docs.stripe.com/stripe-apps/reference/permissions).
@@ -29,8 +29,9 @@ def lacks_a_right(error: NotReported) -> bool:
 
 
 def check_openmeter(services: Services, address: str) -> Finding:
-    """See that OpenMeter answers."""
-    state = openmeter_state(services.openmeter)
+    """See that OpenMeter answers; its meters are asked later, each that is named."""
+    now = window_start_at(services.stripe.clock.now(), 60)
+    state = openmeter_state(services.openmeter, "", now)
     if state == "ok":
         return fine("openmeter", f"answers at {address}")
     return to_do("openmeter", state)

@@ -49,6 +49,7 @@ ARROWS = {
     "billing.tables": set(),
     "billing.stripe_api": {
         "billing.clock",
+        "service.health",
         "usage",
     },
     "billing.notes": {
@@ -80,6 +81,7 @@ ARROWS = {
         "billing.stripe_api",
         "billing.turns",
         "billing.ways",
+        "service.health",
         "service.logs",
         "service.transport",
         "usage",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -212,7 +213,7 @@ def states(url: str) -> dict[str, str]:
     clients = create_clients(read_settings({**keys, "STRIPE_API_BASE": url, "OPENMETER_URL": url}))
     clients.pool.shutdown()
     return {
-        "OPENMETER_URL": openmeter_state(clients.openmeter),
+        "OPENMETER_URL": openmeter_state(clients.openmeter, "", datetime.now(UTC)),
         "STRIPE_API_BASE": stripe_state(StripeConnection(clients.stripe, "down")),
     }
 

@@ -107,6 +107,18 @@ def test_a_price_changed_in_flexible_mode_leaves_none(tell: Tell) -> None:
     ]
 
 
+def test_an_invoice_item_that_prorates_bills_no_usage_while_it_waits(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.used(1_000, T - DAY)
+    story.to(T)
+    story.change("B")
+    story.deliver()
+    (waiting,) = story.stripe.account.all("invoiceitem")
+    waiting["proration"] = True
+    assert figures(rows(story, status=3)) == [("gap", "1000", "0", "1000", None)]
+
+
 @MODES
 def test_swapped_items_leave_a_gap_in_classic_mode_only(tell: Tell, mode: str) -> None:
     story = tell()

@@ -1,4 +1,5 @@
 # make demo    the whole job against local stand-ins, without any account
+# make play    the same by clicks, on the stand-ins' pages; prints an address
 # make test    the tests
 # make check   style, types and tests
 # make run     the service under gunicorn on localhost:$PORT (4242)
@@ -18,10 +19,13 @@ STRIPE_MOCK_USAGE_RECORDS = v0.162.0
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check check-long fuzz mutants run bench lock stripe-mock real-openmeter
+.PHONY: demo play test check check-long fuzz mutants run bench lock stripe-mock real-openmeter
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
+
+play: $(INSTALLED)
+	@exec .venv/bin/python -m fakes.play
 
 test: $(INSTALLED)
 	@$(PYTEST)

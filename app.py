@@ -8,11 +8,14 @@ from functools import partial
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
 from typing import Any
 
+import click
 import stripe
 from flask import Flask, g, request
+from flask.cli import FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_LATEST
+from pyrate_limiter import Duration, Rate
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -30,10 +33,10 @@ from billing.reports import Outcome, Services, milliseconds_since
 from billing.stripe_api import StripeConnection, stripe_state
 from service import logs, metrics
 from service.clients import create_clients
-from service.health import Readiness
+from service.health import Check, Readiness
 from service.settings import load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
-from usage import one_line, openmeter_state
+from usage import one_line, openmeter_state, window_start_at
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 # How far this host's clock may be ahead before Stripe has told its time.
@@ -41,6 +44,9 @@ HOST_AHEAD_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
 # So that a delivery is answered within 40 s; Stripe's own time-out is not published.
 DELIVERY_SECONDS = 38
+# How long Stripe need not answer anything before a probe asks it, and how often one does at most,
+# twelve times an hour: an account's reads are limited (docs.stripe.com/rate-limits).
+QUIET_SECONDS, PROBE_RATE = 300, Rate(2, 10 * Duration.MINUTE)
 RESENT = (
     "a resent event stays as it was; mend it in Stripe, which sends a new event, or run "
     "flask report --subscription"
@@ -143,11 +149,18 @@ def log_and_respond(
     return outcome.as_json(), status
 
 
+def outcome_of(code: int) -> str:
+    """Return what a delivery counts as that was answered with an error."""
+    # Anybody may send what is not signed; a signature that is wrong points to our secret.
+    is_signed = "Stripe-Signature" in request.headers
+    return OUTCOMES.get(code, metrics.NOT_GENUINE if is_signed else metrics.NOT_SIGNED)
+
+
 def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, OUTCOMES.get(code, "not genuine"))
+        log_delivery(logging.WARNING, said, code, outcome_of(code))
     else:
         log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()
@@ -156,22 +169,35 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     return response
 
 
+def is_for_a_command() -> bool:
+    """Say whether `flask` itself asks for the service, to find one of its commands.
+
+    `flask run` asks from a context of its own, and gunicorn and app.py from none.
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and isinstance(context.command, FlaskGroup)
+
+
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """Build the service; `config`, if given, stands in for the environment.
 
-    Raises StartupExit.
+    Only for a command it can be without a webhook's secret, and then has no /webhook. Raises
+    StartupExit.
     """
-    settings = read_settings(load_environment() if config is None else config)
+    source = load_environment() if config is None else config
+    settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings)
     app = Flask("app", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1, PORT=settings["PORT"])
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
+    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL", "LOG_FORMAT")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
     app.cli.add_command(audit_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
-    add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
+    if settings["STRIPE_WEBHOOK_SECRET"]:
+        add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
     add_probes(app, services)
     if settings["METRICS"]:
         enable_metrics(app)
@@ -236,9 +262,20 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
 
 def add_probes(app: Flask, services: Services) -> None:
     """Answer whether this process runs, and whether it can do its work."""
+
+    def ask_openmeter() -> str:
+        """Ask for a meter that was reported last."""
+        now = window_start_at(services.stripe.clock.now(), 60)
+        return openmeter_state(services.openmeter, services.queried.meter, now)
+
     checks = {
-        "openmeter": partial(openmeter_state, services.openmeter),
-        "stripe": partial(stripe_state, services.stripe),
+        "openmeter": Check(ask_openmeter, services.queried),
+        "stripe": Check(
+            partial(stripe_state, services.stripe),
+            services.stripe.answered,
+            ok_seconds=QUIET_SECONDS,
+            rate=PROBE_RATE,
+        ),
     }
     readiness = Readiness(checks, services.pool)
 

@@ -15,6 +15,7 @@ from dotenv import dotenv_values
 # The last API version that makes a metered price without a meter
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
+STRIPE = "https://api.stripe.com"
 LIVE_KEYS = ("sk_live_", "rk_live_")
 ODD_ANSWER = (AttributeError, LookupError, TypeError, ValueError)
 DASHBOARD = {
@@ -39,8 +40,9 @@ class SeededObject(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """Create what is missing and print a link to each object; end with status 1 on an error."""
     options = parse_options(argv)
-    client = connect(environment(), options)
-    dashboard = "https://dashboard.stripe.com" + ("" if options.live else "/test")
+    found = environment()
+    client = connect(found, options)
+    dashboard = dashboard_of(found) + ("" if options.live else "/test")
     done: list[SeededObject] = []
     try:
         for made in seed(client, options):
@@ -95,6 +97,15 @@ def meter_slug(slug: str) -> str:
     return slug
 
 
+def dashboard_of(found: Mapping[str, str | None]) -> str:
+    """Return where the links lead: to Stripe's dashboard, or where another Stripe answers."""
+    base = (found.get("STRIPE_API_BASE") or STRIPE).rstrip("/")
+    if base == STRIPE:
+        return "https://dashboard.stripe.com"
+    print(f"STRIPE_API_BASE is not Stripe's: the links lead to {base}.", flush=True)
+    return base
+
+
 def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> stripe.StripeClient:
     """Return a client of the key's account, or end before any call if the key will not do."""
     key = found.get("STRIPE_KEY") or ""
@@ -103,7 +114,7 @@ def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> str
     if key.startswith(LIVE_KEYS) and not options.live:
         sys.exit("STRIPE_KEY is a live key: use a test key, or give --live if you mean it.")
     stripe.enable_telemetry = False
-    base = found.get("STRIPE_API_BASE") or "https://api.stripe.com"
+    base = found.get("STRIPE_API_BASE") or STRIPE
     return stripe.StripeClient(
         key,
         stripe_version=None if options.billing == "meter" else USAGE_RECORD_VERSION,

@@ -1,13 +1,14 @@
 """The `flask audit` command: what was metered against what was invoiced, and what nobody bills."""
 
 import json
+import logging
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any
@@ -18,25 +19,33 @@ from flask.cli import with_appcontext
 from tqdm import tqdm
 
 from audit import pricing
+from audit.figures import figures
 from audit.lines import Audit
 from audit.page import Page, time_text
 from audit.reading import Source
 from audit.repair import Repair, create, plan
-from audit.report import HEADER, CsvSink, Spool, Sums, cells, many, sums_table, table_row
+from audit.report import HEADER, WIDTHS, CsvSink, Spool, Sums, sums_table, table_row
 from audit.rows import LINE, Row
 from audit.unbilled import find_unbilled
+from billing import stripe_api
 from billing.commands import (
     DIFFERENT,
     FAILED,
     INTERRUPTED,
     account_option,
     connections,
+    ends_with_its_reader,
+    logs_json,
+    metrics_option,
     rate_option,
+    say,
     subscription_option,
     with_batch_limits,
 )
 from billing.stripe_api import NotReported
+from billing.tables import cells, many
 from service.transport import MAX_CONNECTIONS
+from service.watching import Ended, tell_watchers
 
 HOUR, DAY = 3_600, 86_400
 SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])")
@@ -128,17 +137,17 @@ class Output:
     def fail_at_once(self, name: str, reason: str) -> None:
         """Note what could not be done, and print it."""
         self.fail(name, reason)
-        click.echo(self.failures[-1], err=True)
+        say(self.failures[-1], err=True, level=logging.ERROR)
 
     def tell(self, text: str) -> None:
         """Print what is no row."""
-        click.echo(text, err=self.options.as_json)
+        say(text, err=self.options.as_json)
 
     def say_row(self, text: str) -> None:
         """Print a row of the table, below its header."""
         if not self.has_table:
             self.has_table = True
-            self.say(cells(HEADER))
+            self.say(cells(HEADER, WIDTHS))
         self.say(text)
 
     def finish(self, about: dict[str, str]) -> None:
@@ -148,10 +157,10 @@ class Output:
         else:
             for text in self.page.agreeing:
                 self.say_row(text)
-        if not self.options.as_json and self.sums.counts[LINE]:
+        if not (self.options.as_json or logs_json()) and self.sums.counts[LINE]:
             self.tell("\n" + sums_table(self.sums))
         for said in self.failures:
-            click.echo(said, err=True)
+            say(said, err=True, level=logging.ERROR)
         self.tell(self.sums.sentence())
 
     def exit_status(self) -> int:
@@ -219,8 +228,12 @@ class Progress:
     help="Calls that are made at the same time.",
 )
 @rate_option
+@metrics_option
 @with_appcontext
-def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: Any) -> None:
+@ends_with_its_reader
+def audit_command(
+    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+) -> None:
     """Compare each metered line of the invoices of some time with OpenMeter's total now.
 
     And show usage that no line bills, or two do. Without --repair it writes nothing.
@@ -231,16 +244,25 @@ def audit_command(ids: list[str], accounts: list[str], rate: int | None, **how: 
     services, options = current_app.extensions["services"], Options(**how)
     if options.as_json + bool(options.csv_file) + bool(options.html_file) > 1:
         raise click.UsageError("choose one of --json, --csv and --html")
+    if logs_json() and not (options.csv_file or options.html_file):
+        options = replace(options, as_json=True)
     if options.repair and services.is_live and not options.live:
         raise click.UsageError("--repair with a live key needs --live")
+    if metrics_file and (ids or options.repair):
+        raise click.UsageError("--metrics is for whole audits: leave out --subscription, --repair")
     services = with_batch_limits(services, rate)
     each = connections(services, accounts)
     sources = [Source(one, name) for one, name in zip(each, accounts or [""], strict=True)]
-    sys.exit(run_to_exit_status(sources, set(ids) or None, options))
+    output = run(sources, set(ids) or None, options)
+    status = output.exit_status()
+    if not ids:
+        ended = Ended("audit", status, accounts, figures(output.sums, len(output.failures)))
+        tell_watchers(ended, metrics_file, current_app.config["HEARTBEAT_URL"])
+    sys.exit(status)
 
 
-def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Options) -> int:
-    """Make an audit, show what it finds, and return the exit status."""
+def run(sources: list[Source], ids: set[str] | None, options: Options) -> Output:
+    """Make an audit, show what it finds, and return that."""
     with ExitStack() as stack:
         page = Page(*(Spool(stack.enter_context(temporary_file())) for _ in range(2)))
         with tqdm(unit=" days", disable=None) as bar, ThreadPoolExecutor(options.workers) as pool:
@@ -256,7 +278,7 @@ def run_to_exit_status(sources: list[Source], ids: set[str] | None, options: Opt
         output.finish(about(audit))
     if options.repair and not output.is_interrupted:
         repair_rows(output, {source.name: source for source in sources})
-    return output.exit_status()
+    return output
 
 
 def repair_rows(output: Output, sources: dict[str, Source]) -> None:
@@ -325,7 +347,7 @@ def audit_of(
     pool: Executor,
 ) -> Audit:
     """Return what is to be audited, by Stripe's time."""
-    now = sources[0].services.stripe.clock.now()
+    now = stripe_api.fetch_now(sources[0].services.stripe)
     until = second_of(options.until, now) if options.until else now
     since = second_of(options.since, now)
     return Audit(since, until, sources, pool, output.show, output.fail, wanted=ids)

@@ -48,6 +48,7 @@ class Audit:
 
     `wanted` has the subscriptions, None for all of them. `show` is told each row, `fail` what
     could not be read, `tick` the second that the list of invoices, newest first, has reached.
+    `used` has the meters in which OpenMeter told some usage.
     """
 
     since: int
@@ -61,6 +62,7 @@ class Audit:
     coverage: Coverage = field(default_factory=Coverage)
     repairs: Repairs = field(default_factory=Repairs)
     billed: dict[str, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
+    used: set[str] = field(default_factory=set)
     of_wanted: set[Counted] = field(default_factory=set)
 
     def run(self) -> Iterator[list[Row]]:
@@ -163,6 +165,8 @@ class Audit:
         row = row_of_line(line, invoice, source)
         self.billed[row.meter] += row.billed
         found = totals.get(wanted_of(line))
+        if isinstance(found, Decimal) and found:
+            self.used.add(row.meter)
         if line.is_unseen:
             return not_compared(row, "the event of its item's change was not seen")
         if isinstance(found, QueryFailed):

@@ -2,9 +2,8 @@
 
 import csv
 import json
-import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import IO, Any
@@ -12,11 +11,15 @@ from typing import IO, Any
 from audit import pricing
 from audit.rows import COLUMNS, GAP, IDLE, LINE, NOBODY, OVERLAP, ZERO, Row, utc
 from billing.invoices import plain
+from billing.tables import below, cells, many
 
-WIDTH = 80
 HEADER = ("invoice", "meter", "metered", "billed", "missing", "money")
 WIDTHS = (18, 10, 11, 11, 11, 14)
 NAMES = {GAP: "in no line", OVERLAP: "in two lines", NOBODY: "counted by nobody", IDLE: "idle"}
+
+
+# What drafts lack that a report still changes: no difference of an invoice yet.
+MENDABLE = "mendable"
 
 
 @dataclass
@@ -45,8 +48,10 @@ class Sums:
         self.counts["invoices"] += 1
         self.counts["unknown"] += not all(row.is_compared for row in rows)
         differing = [row for row in rows if row.differs(self.tolerance)]
-        self.counts["differing"] += bool(differing) and all(row.is_compared for row in rows)
-        self.counts["mendable"] += any(row.can_be_mended for row in differing)
+        if all(row.is_compared for row in rows):
+            is_mendable = bool(differing) and all(row.can_be_mended for row in differing)
+            self.counts["mendable"] += is_mendable
+            self.counts["differing"] += bool(differing) and not is_mendable
         for row in rows:
             self.add(row)
 
@@ -60,18 +65,19 @@ class Sums:
                 sums.metered += row.metered_money or ZERO
                 sums.billed += row.billed_money or ZERO
         if row.differs(self.tolerance):
-            self.counts[f"differing {row.kind}"] += 1
-            self.add_difference(row)
+            kind = MENDABLE if row.can_be_mended else row.kind
+            self.counts[f"differing {kind}"] += 1
+            self.add_difference(row, kind)
 
-    def add_difference(self, row: Row) -> None:
+    def add_difference(self, row: Row, kind: str) -> None:
         """Add what a row lacks, or has too much."""
-        found = [self.money[row.kind, row.currency]]
-        if row.kind == LINE:
+        found = [self.money[kind, row.currency]]
+        if kind == LINE:
             found.append(self.months[row.currency, utc(row.end)[:7]])
         if row.missing > 0:
-            self.missing[row.kind] += row.missing
+            self.missing[kind] += row.missing
         else:
-            self.over[row.kind] -= row.missing
+            self.over[kind] -= row.missing
         for money in found:
             money.missing += max(row.money or ZERO, ZERO)
             money.over -= min(row.money or ZERO, ZERO)
@@ -80,6 +86,12 @@ class Sums:
     def differing(self) -> int:
         """Return how many rows lack something, or have too much."""
         return sum(self.counts[f"differing {kind}"] for kind in (LINE, GAP, NOBODY, OVERLAP))
+
+    @property
+    def agreeing(self) -> int:
+        """Return how many invoices agree."""
+        others = ("differing", "unknown", "mendable")
+        return self.counts["invoices"] - sum(self.counts[name] for name in others)
 
     def money_text(self, kind: str, name: str) -> str:
         """Return the money of a kind's rows in each currency, if there is some."""
@@ -93,14 +105,14 @@ class Sums:
     def sentence(self) -> str:
         """Return what was found in one sentence."""
         counts = self.counts
-        agreeing = counts["invoices"] - counts["differing"] - counts["unknown"]
-        said = [f"{many(counts['invoices'], 'invoice')}, {agreeing} agree"]
+        said = [f"{many(counts['invoices'], 'invoice')}, {self.agreeing} agree"]
         if counts["differing"]:
-            said[0] += f", {counts['differing']} differ: {self.difference_text()}"
+            said[0] += f", {counts['differing']} differ: {self.difference_text(LINE)}"
         if counts["unknown"]:
             said.append(f"{counts['unknown']} could not be compared")
         if counts["mendable"]:
-            said.append(f"{many(counts['mendable'], 'draft')} can still be mended")
+            drafts = many(counts["mendable"], "draft")
+            said.append(f"{drafts} can still be mended: {self.difference_text(MENDABLE)}")
         if counts["repaired"]:
             said.append(f"{many(counts['repaired'], 'line')} repaired")
         for kind, name in ((GAP, "gap"), (NOBODY, "subject")):
@@ -116,34 +128,16 @@ class Sums:
             said.append(f"{many(counts[IDLE], 'running item')} without usage")
         return "; ".join(said)
 
-    def difference_text(self) -> str:
+    def difference_text(self, kind: str) -> str:
         """Return the units and the money that lines lack, and have too much."""
         said = []
-        if self.missing[LINE]:
-            money = self.money_text(LINE, "missing")
-            said.append(f"{plain(self.missing[LINE])} units{money} not billed")
-        if self.over[LINE]:
-            money = self.money_text(LINE, "over")
-            said.append(f"{plain(self.over[LINE])} units{money} billed too many")
+        if self.missing[kind]:
+            money = self.money_text(kind, "missing")
+            said.append(f"{plain(self.missing[kind])} units{money} not billed")
+        if self.over[kind]:
+            money = self.money_text(kind, "over")
+            said.append(f"{plain(self.over[kind])} units{money} billed too many")
         return " and ".join(said)
-
-
-def many(number: int, name: str) -> str:
-    """Return a number of things."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def fit(text: str, width: int) -> str:
-    """Return a text that is no wider than a column."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def cells(texts: Iterable[str]) -> str:
-    """Return a line of the table: names to the left, figures to the right and never cut."""
-    names, figures = list(texts)[:2], list(texts)[2:]
-    found = [fit(text, width).ljust(width) for text, width in zip(names, WIDTHS, strict=False)]
-    found += [text.rjust(width) for text, width in zip(figures, WIDTHS[2:], strict=True)]
-    return " ".join(found).rstrip()
 
 
 def table_row(row: Row) -> str:
@@ -155,24 +149,17 @@ def table_row(row: Row) -> str:
     where = [row.account, f"{row.invoice} {row.status}".strip(), row.subscription, row.item]
     where += [row.price, f"subject {row.subject}"]
     about = ", ".join([period, *filter(None, where)])
-    return "\n".join([cells([name, row.meter, *figures]), *below(about), *below(row.todo)])
-
-
-def below(text: str) -> list[str]:
-    """Return a text below a row, a command in it whole if it can be."""
-    return textwrap.wrap(
-        text, WIDTH, break_on_hyphens=False, initial_indent="  ", subsequent_indent="    "
-    )
+    return "\n".join([cells([name, row.meter, *figures], WIDTHS), *below(about), *below(row.todo)])
 
 
 def sums_table(sums: Sums) -> str:
     """Return the sums by currency."""
-    lines = [cells(("currency", "", "metered", "billed", "missing", "over"))]
+    lines = [cells(("currency", "", "metered", "billed", "missing", "over"), WIDTHS)]
     for (kind, currency), money in sorted(sums.money.items()):
         if kind == LINE:
             amounts = (money.metered, money.billed, money.missing, money.over)
             shown = [pricing.amount_text(amount, currency) for amount in amounts]
-            lines.append(cells((currency or "?", "", *shown)))
+            lines.append(cells((currency or "?", "", *shown), WIDTHS))
     return "\n".join(lines)
 
 

@@ -155,7 +155,7 @@ def todo_of_line(row: Row, *, is_fixed: bool) -> str:
     if row.missing == 0:
         return ""
     if row.status == "draft" and not is_fixed:
-        return f"{MEND}: flask report --subscription {row.subscription}"
+        return f"{MEND}, which counts what flask report sends when it becomes final"
     if row.status == "draft":
         return "a draft that counts nothing more: flask audit --repair once it is final"
     if row.missing < 0:

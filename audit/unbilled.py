@@ -34,7 +34,7 @@ def find_unbilled(audit: Audit) -> Iterator[Row]:
         except QueryFailed as error:
             audit.fail(f"meter {meter}", str(error))
             continue
-        if not used and audit.billed[meter]:
+        if not used and audit.billed[meter] and meter not in audit.used:
             reason = (
                 "nobody had usage in that time: is OPENMETER_URL right, and OpenMeter complete?"
             )

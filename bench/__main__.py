@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
 
-from tabulate import tabulate
-
 from bench.load import (
     OPENMETER_MS,
     STRIPE_MS,
@@ -213,6 +211,13 @@ def floors(measured: float) -> str:
     return f"floor {one}, measured without the service {other}: the larger one decides"
 
 
+def table(rows: list[Row]) -> str:
+    """Return what was measured as a table in Markdown."""
+    lines = [("what", "bound", "measured", "met"), ("---",) * 4]
+    lines += [(row.what, row.bound, row.measured, "yes" if row.met else "no") for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> int:
     """Measure all, print the table, and return 1 if a bound is missed."""
     planned = counts()
@@ -223,9 +228,7 @@ def main() -> int:
         *reports(planned, max(FLOOR, floor)),
         *audits(planned),
     ]
-    cells = [(row.what, row.bound, row.measured, "yes" if row.met else "no") for row in rows]
-    headers = ("what", "bound", "measured", "met")
-    print(f"{machine(planned)}; {floors(floor)}\n\n{tabulate(cells, headers, tablefmt='github')}")
+    print(f"{machine(planned)}; {floors(floor)}\n\n{table(rows)}")
     missed = [row.what for row in rows if not row.met]
     if missed:
         print(f"missed: {'; '.join(missed)}", file=sys.stderr)

@@ -142,6 +142,8 @@ def ended_period_of_kept_item(
     by_reset = resets_at(begins, previous, subscription)
     if price_id(before) != price_id(after) and begins != scheduled_end and not by_reset:
         has_moved = begins > start and begins >= instant - MINUTE
+        # With another interval it joins the period that items of that interval have by then.
+        has_moved &= begins not in starts_before(previous, subscription)
         end = min(begins if has_moved else instant, scheduled_end)
         return EndedPeriod(before, after, start, end, "change")
     if begins > start:
@@ -179,6 +181,12 @@ def period_before(before: Json, previous: Json, subscription: Json) -> tuple[int
     """Return start and end of an item's period before an update, as far as they are known."""
     holders = (before, previous, subscription)
     return tuple(second(first_given(holders, name)) for name in PERIOD)
+
+
+def starts_before(previous: Json, subscription: Json) -> set[int | None]:
+    """Return where the items' periods had begun before an update that changed some of them."""
+    entries = previous_entries(previous).values()
+    return {period_before(entry, previous, subscription)[0] for entry in entries}
 
 
 def period_now(after: Json, subscription: Json) -> tuple[int | None, ...]:

@@ -147,8 +147,10 @@ def late_change_corrections(
     if not late:
         return []
     invoice = fetch_latest_invoice(current, services)
-    reports = invoice_reports(invoice, as_it_is(current), services, outcome) if invoice else []
-    return [report for report in reports if report.item.id in late]
+    if invoice is None:
+        return []
+    reports = invoice_reports(invoice, as_it_is(current), services, outcome, wanted=late)
+    return [report for report in reports if report.item.end > began[report.item.id]]
 
 
 def report_without_invoice_line(item: MeteredItem, by: str, as_of: int) -> PendingReport:
@@ -189,9 +191,13 @@ def fetch_latest_invoice(subscription: Subscription, services: Services) -> Json
 
 
 def invoice_reports(
-    invoice: Json, update: Update, services: Services, outcome: Outcome
+    invoice: Json,
+    update: Update,
+    services: Services,
+    outcome: Outcome,
+    wanted: set[str] | None = None,
 ) -> list[PendingReport]:
-    """Return the closed periods that an invoice bills.
+    """Return the closed periods that an invoice bills: of all items, or of those that are wanted.
 
     Lines of which no event told enough yet fail, but where an update's own event looks at an
     invoice: those it leaves to the draft's. Raises ReportRefused, or ReportFailed also where
@@ -209,13 +215,14 @@ def invoice_reports(
     except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
     for item in () if update.ended else found.unseen:
-        outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
+        if wanted is None or item in wanted:
+            outcome.fail(item, f"{UNSEEN}: resend it in Stripe")
     kept = fail_items_that_overwrite([period.item for period in found.periods], outcome)
     by_reset = is_of_reset(invoice)
     return [
         invoice_report(period, update.as_of, by_reset)
         for period in found.periods
-        if period.item in kept
+        if period.item in kept and (wanted is None or period.item.id in wanted)
     ]
 
 
@@ -242,5 +249,5 @@ def invoice_report(period: InvoicedPeriod, as_of: int, by_reset: bool) -> Pendin
         as_of,
         writes=(period.is_draft or by_reset) and item.billing_meter is not None,
         check=check if period.is_fixed else None,
-        counts_until_final=period.is_draft and not period.is_fixed,
+        invoiced=period,
     )

@@ -1,11 +1,16 @@
-"""What the commands share: ids, the accounts that they work on, and how fast they call Stripe."""
+"""What the commands share: ids, accounts, how fast they call Stripe, and how they end."""
 
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import click
+from flask import current_app
 from pyrate_limiter import Duration, Limiter, Rate
 
 from billing.items import STRIPE_ID
@@ -15,7 +20,24 @@ from billing.reports import Services
 TEST_RATE, LIVE_RATE = 20, 80
 # A command can wait longer than a delivery while Stripe is busy.
 BUSY_SECONDS = 60
-FAILED, DIFFERENT, INTERRUPTED = 1, 3, 130
+# The last is what a shell shows of a program that SIGPIPE ended.
+FAILED, DIFFERENT, INTERRUPTED, UNREAD = 1, 3, 130, 141
+
+
+log = logging.getLogger("app")
+
+
+def logs_json() -> bool:
+    """Say whether each line has to be an object of JSON: the log's are."""
+    return bool(current_app.config["LOG_FORMAT"] == "json")
+
+
+def say(text: str, *, err: bool = False, level: int = logging.INFO) -> None:
+    """Print a line for a person; where the log is JSON, log it."""
+    if logs_json():
+        log.log(level, text.strip())
+    else:
+        click.echo(text, err=err)
 
 
 def parse_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:
@@ -58,6 +80,53 @@ def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="ACCT",
         callback=parse_ids,
         help="This connected account instead of the key's own; may be given more than once.",
+    )(command)
+
+
+def ends_with_its_reader(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command end quietly once nobody reads what it prints, as behind `| head -1`.
+
+    SIGPIPE would do so, too, but it would also end a run whose connection to Stripe was closed.
+    """
+
+    @wraps(command)
+    def ended(*given: Any, **named: Any) -> None:
+        try:
+            try:
+                command(*given, **named)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            give_up_unread_output()
+            sys.exit(UNREAD)
+
+    return ended
+
+
+def give_up_unread_output() -> None:
+    """Let what nobody reads any more go nowhere, or Python would complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def parse_file_to_write(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """Accept a file that can be put into its folder."""
+    if given is not None and not os.access(Path(given).parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"{given!r} is in no folder that can be written to")
+    return given
+
+
+def metrics_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command write its figures."""
+    return click.option(
+        "--metrics",
+        "metrics_file",
+        metavar="FILE",
+        callback=parse_file_to_write,
+        help="Write what became of it to this file, for node_exporter.",
     )(command)
 
 

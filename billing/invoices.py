@@ -76,14 +76,19 @@ class InvoicedPeriod:
     is_draft: bool
     is_fixed: bool
 
-    def difference_text(self, metered: Decimal) -> str | None:
-        """Say how many metered units the invoice does not bill, or bills too many; None if none.
+    def agrees_with(self, metered: Decimal) -> bool:
+        """Say whether the invoice bills the metered units.
 
         Quantities without decimals, as older API versions have them, are compared without.
         """
         billed = self.billed.units
+        return metered == billed or (self.billed.are_whole and int(metered) == billed)
+
+    def difference_text(self, metered: Decimal) -> str | None:
+        """Say how many metered units the invoice does not bill, or bills too many; None if none."""
+        billed = self.billed.units
         missing = metered - billed
-        if missing == 0 or (self.billed.are_whole and int(metered) == billed):
+        if self.agrees_with(metered):
             return None
         word = "not billed" if missing > 0 else "billed too many"
         units = f"{plain(metered)} metered, {plain(billed)} on invoice {self.invoice}"

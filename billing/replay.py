@@ -1,6 +1,7 @@
 """The `flask replay` command: work on the events whose deliveries failed, as the webhook would."""
 
 import json
+import logging
 import re
 import sys
 from collections import Counter
@@ -14,7 +15,15 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from billing import stripe_api
-from billing.commands import FAILED, account_option, connections, with_batch_limits
+from billing.commands import (
+    FAILED,
+    account_option,
+    connections,
+    ends_with_its_reader,
+    logs_json,
+    say,
+    with_batch_limits,
+)
 from billing.events import EVENTS, report_event
 from billing.items import InvalidStripeObject, utc_text
 from billing.reports import Outcome, Services
@@ -104,6 +113,7 @@ def show(fields: Mapping[str, Any], outcome: Outcome | None, *, as_json: bool) -
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @account_option
 @with_appcontext
+@ends_with_its_reader
 def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) -> None:
     """Work on each event whose delivery failed, oldest first, as the webhook would have.
 
@@ -111,11 +121,14 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
 
     Exit status: 0; 1 if something failed.
     """
-    services = with_batch_limits(current_app.extensions["services"])
+    services, as_json = (
+        with_batch_limits(current_app.extensions["services"]),
+        as_json or logs_json(),
+    )
     counts = Counter[str]()
     for each in connections(services, accounts):
         try:
-            since = each.stripe.clock.now() - seconds
+            since = stripe_api.fetch_now(each.stripe) - seconds
             for event in iter_undelivered_events(each, since):
                 outcome = None if dry else replay_event(event, each)
                 show(event_fields(event), outcome, as_json=as_json)
@@ -124,7 +137,7 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
                 counts["failed"] += len(outcome.failed) if outcome else 0
         except (ReportRefused, ReportFailed) as error:
             counts["failed"] += 1
-            click.echo(f"failed: the list of events: {error}", err=True)
+            say(f"failed: the list of events: {error}", err=True, level=logging.ERROR)
     said = [f"{name}: {counts[name]}" for name in ("events", "warned", "failed")]
-    click.echo(", ".join(said), err=as_json)
+    say(", ".join(said), err=as_json)
     sys.exit(FAILED if counts["failed"] else 0)

@@ -114,18 +114,12 @@ def rounded_value(account: StripeConnection, item: MeteredItem, total: Decimal) 
     return Decimal(meter_value(total))
 
 
-def fetch_held_value(account: StripeConnection, item: MeteredItem, as_of: int) -> Decimal | None:
-    """Read what Stripe holds for the item's period, or None where its summaries cannot tell.
-
-    Raises ReportRefused or ReportFailed.
-    """
-    if item.billing_meter is None:
-        return fetch_running_record_total(account, item)
-    return fetch_meter_event_total(account, item, as_of)
-
-
 def fetch_running_record_total(account: StripeConnection, item: MeteredItem) -> Decimal:
-    """Read the summary of the running period, the first one listed and not yet invoiced."""
+    """Read the summary of the running period, the first one listed and not yet invoiced.
+
+    It is over all records of the period, whoever wrote them. Raises ReportRefused or ReportFailed
+    (docs.stripe.com/api/usage_records/subscription_item_summary_list?api-version=2025-02-24.acacia).
+    """
     path = f"/v1/subscription_items/{item.id}/usage_record_summaries"
     page = list_page(account, path, None, stripe_version=USAGE_RECORD_VERSION)
     running = [entry for entry in page.entries if entry.get("invoice") is None][:1]
@@ -133,24 +127,20 @@ def fetch_running_record_total(account: StripeConnection, item: MeteredItem) -> 
 
 
 def fetch_meter_event_total(
-    account: StripeConnection, item: MeteredItem, as_of: int
-) -> Decimal | None:
-    """Read the summary of the period's events.
+    account: StripeConnection, item: MeteredItem, start: int, end: int
+) -> Decimal:
+    """Read the summary of a customer's events from a UTC second's minute on, up to a full minute.
 
-    It goes by full minutes (docs.stripe.com/api/billing/meter-event-summary): one of a closed
-    period that ends within a minute would show the next period's first event.
+    It goes by full minutes (docs.stripe.com/api/billing/meter-event-summary). Raises ReportRefused
+    or ReportFailed.
     """
-    is_closed = as_of >= item.end
-    if is_closed and item.end % MINUTE:
-        return None
-    end = item.end if is_closed else as_of + MINUTE - as_of % MINUTE
     meter = fetch_usable_billing_meter(account, str(item.billing_meter))
     page = list_page(
         account,
         f"/v1/billing/meters/{meter['id']}/event_summaries",
         None,
         customer=item.customer,
-        start_time=item.start - item.start % MINUTE,
+        start_time=start - start % MINUTE,
         end_time=end,
     )
     return sum((require_number(entry, "aggregated_value") for entry in page.entries), Decimal(0))

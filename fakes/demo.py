@@ -18,7 +18,7 @@ ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
 HOUR = 3_600
 DIFFERENT = 3  # the exit status of a dry run that found a difference
 EXECUTIONS = [4, 3, 2, 1]
-SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https://\S+/(\w+)")
+SETUP_LINE = re.compile(r"Stripe ([\w ]+) (?:created|already there): https?://\S+/(\w+)")
 REPORT_LINE = re.compile(r"stripe_customer: .* UTC$", re.M)
 MISSED_LINE = re.compile(r"WARNING: .* a reset ended .*$", re.M)
 
@@ -157,19 +157,11 @@ def what_was_missed(processes: Processes, service: Process) -> None:
 
 def seed(processes: Processes, *options: str) -> dict[str, str]:
     """Run the script, show what it prints and return the ids by kind."""
-    done = subprocess.run(
-        [sys.executable, "setup_stripe.py", "--meter", "m1", *options],
-        cwd=ROOT,
-        env=processes.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    print(done.stdout, end="", flush=True)
-    ids = dict(SETUP_LINE.findall(done.stdout))
-    if done.returncode or not {"product", "price", "customer", "subscription"} <= set(ids):
-        raise Failed(f"setup_stripe.py ended with {done.returncode}: {done.stderr}")
+    printed = processes.seed(*options)
+    print(printed, end="", flush=True)
+    ids = dict(SETUP_LINE.findall(printed))
+    if not {"product", "price", "customer", "subscription"} <= set(ids):
+        raise Failed(f"setup_stripe.py did not say what it made: {printed}")
     return ids
 
 

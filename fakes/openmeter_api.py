@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 from fakes.openmeter_http import Problem, bad_request, parse_json
 from fakes.openmeter_query import answer_query, asked_in_body, asked_in_url
 from fakes.openmeter_store import DEFAULT_METER, Store
+from fakes.pages import Beside, openmeter
 from fakes.serving import Faults, serve
 
 # Of a list of meters; `pageSize` and `page` are taken and change nothing.
@@ -98,6 +99,7 @@ def create_app(token: str | None = None) -> Flask:
         store.order = random.Random(seed)
         return {"seed": seed}
 
+    app.wsgi_app = Beside(app.wsgi_app, openmeter.create_pages(store))  # type: ignore[method-assign]
     return app
 
 

@@ -136,6 +136,26 @@ class Processes:
         call("POST", f"{self.stripe}/_fake/webhook", endpoint)
         return process
 
+    def seed(self, *options: str) -> str:
+        """Run setup_stripe.py for the meter m1; return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "setup_stripe.py", "--meter", "m1", *options],
+            cwd=ROOT,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(f"setup_stripe.py ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def join_pages(self) -> None:
+        """Tell each stand-in's pages where the other's are."""
+        call("POST", f"{self.stripe}/test/neighbour", f"url={self.openmeter}".encode())
+        call("POST", f"{self.openmeter}/metering/neighbour", f"url={self.stripe}".encode())
+
     def stripe_call(self, method: str, path: str, form: str = "", version: str = "") -> Any:
         """Call the Stripe stand-in as a user would."""
         headers = {"Authorization": f"Bearer {STRIPE_KEY}"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from flask import Flask, Response, jsonify, request
 
 from fakes import stripe_render as render
+from fakes.pages import Beside, stripe
 from fakes.serving import Faults, serve
 from fakes.stripe_accounts import Accounts, account_of
 from fakes.stripe_controls import add_controls
@@ -36,7 +37,8 @@ def create_app() -> Flask:
     app = account_app(clock)
     accounts = Accounts(app.wsgi_app, lambda name: account_app(clock, name))
     app.extensions["accounts"] = accounts
-    app.wsgi_app = accounts  # type: ignore[method-assign]
+    pages = stripe.create_pages(app.extensions["api"])
+    app.wsgi_app = Beside(accounts, pages)  # type: ignore[method-assign]
     return app
 
 

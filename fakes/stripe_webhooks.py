@@ -185,8 +185,9 @@ class Endpoint:
             time.sleep(wait)
             status, answer = self._post(self.events[event_id])
             entry = {"event": event_id, "attempt": attempt, "status": status, "answer": answer}
+            entry |= {"type": self.events[event_id]["type"], "at": self.now()}
             with self.lock:
-                self.deliveries.append({**entry, "type": self.events[event_id]["type"]})
+                self.deliveries.append(entry)
             if 200 <= status < 300:
                 self.accepted(self.events[event_id])
                 return

@@ -25,9 +25,9 @@ WARNING_KEY = ("event", "item", "warning", "meter_error", "period")
 # How many warnings are remembered, so that an event that comes again does not count again.
 MOST_WARNED = 10_000
 PREFIX = "openmeter_stripe"
-NOT_GENUINE, OTHER = "not genuine", "other"
+NOT_GENUINE, NOT_SIGNED, OTHER = "not genuine", "not signed", "other"
 LABELS = {
-    "deliveries": ("reported", "ignored", "failed", "invalid", NOT_GENUINE, "error"),
+    "deliveries": ("reported", "ignored", "failed", "invalid", NOT_GENUINE, NOT_SIGNED, "error"),
     "reports": ("reported", "failed", "refused"),
     "ways": ("usage record", "meter event"),
     "warnings": (
@@ -71,6 +71,10 @@ LAST_SUCCESS = Gauge(
     f"{PREFIX}_last_success_timestamp_seconds",
     "When a delivery was reported in full",
     multiprocess_mode="max",
+)
+# Of all processes, the dead ones too: what these counted still counts.
+START = Gauge(
+    f"{PREFIX}_start_timestamp_seconds", "Since when this is counted", multiprocess_mode="min"
 )
 
 
@@ -125,7 +129,11 @@ def observer(service: str) -> Callable[[float], None]:
 
 
 def begin_at_zero(types: Collection[str]) -> None:
-    """Let each counter be there before it counts: Prometheus sees no increase in a first value."""
+    """Let each counter be there before it counts: Prometheus sees no increase in a first value.
+
+    What was counted before Prometheus first asked is all from after the start.
+    """
+    START.set_to_current_time()
     for kind, outcome in product([*types, OTHER, NOT_GENUINE], LABELS["deliveries"]):
         DELIVERIES.labels(kind, outcome)
     for way, outcome in product(LABELS["ways"], LABELS["reports"]):

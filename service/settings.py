@@ -57,6 +57,11 @@ def base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def secret_url(value: str) -> str:
+    """Accept such an address that tells who we are by itself."""
+    return base_url(secret(value))
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Accept one of the choices, spelt as here."""
 
@@ -100,13 +105,17 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),
+    "HEARTBEAT_URL": ("", secret_url),
 }
+# What only deliveries are verified with: the commands take none.
+OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
 
 
-def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
+def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[str, Any]:
     """Return every setting of SETTINGS, checked; an empty value counts as not set.
 
-    Raises StartupExit, whose one message names all that are missing or not valid.
+    Where nothing is served, those of deliveries may be missing, and are None. Raises StartupExit,
+    whose one message names all that are missing or not valid.
     """
     settings: dict[str, Any] = {}
     missing, invalid = [], []
@@ -114,7 +123,7 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
         given = source.get(name)
         is_set = given is not None and given != ""
         value = str(given) if is_set else default or ""
-        if not value and default is None:
+        if not value and default is None and (serves or name not in OF_DELIVERIES):
             missing.append(name)
         try:
             settings[name] = check(value) if value else None
@@ -128,8 +137,9 @@ def read_settings(source: Mapping[str, object]) -> dict[str, Any]:
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
-    single = [settings[name] for name, (_, check) in SETTINGS.items() if check is secret]
-    return [*filter(None, single), *settings["STRIPE_WEBHOOK_SECRET"]]
+    hidden = (secret, secret_url)
+    single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
+    return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 
 
 def load_environment() -> dict[str, str | None]:

@@ -1,22 +1,31 @@
-"""The systemd units, as systemd itself checks them; none is started here."""
+"""The systemd units and the alerts, as systemd and Prometheus check them; none is started."""
 
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.processes import ROOT
+from tests.conftest import DAY, END, Service
 
-UNITS = sorted((ROOT / "deploy").iterdir())
+UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
-ANALYZE = shutil.which("systemd-analyze")
+ANALYZE, PROMTOOL = shutil.which("systemd-analyze"), shutil.which("promtool")
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULES = PROMETHEUS / "openmeter-stripe.rules.yml"
+TESTS = sorted(PROMETHEUS.glob("*.test.yml"))
+RUNBOOK = ROOT / "docs" / "runbook.md"
+IS_CI = os.environ.get("CI") == "true"
 
-# CI installs systemd-analyze; a machine without systemd does without it.
-with_systemd = pytest.mark.skipif(
-    not ANALYZE and os.environ.get("CI") != "true", reason="there is no systemd-analyze"
+# CI installs both; a machine without them does without.
+with_systemd = pytest.mark.skipif(not ANALYZE and not IS_CI, reason="there is no systemd-analyze")
+with_promtool = pytest.mark.skipif(
+    not PROMTOOL and not IS_CI, reason="there is no promtool (Debian: prometheus)"
 )
 
 
@@ -62,18 +71,142 @@ def test_the_services_may_do_little(unit: Path, tmp_path: Path) -> None:
 
 
 @with_systemd
-def test_the_timer_comes_a_minute_before_and_a_minute_past_each_hour() -> None:
-    timer = (ROOT / "deploy" / "openmeter-stripe-report.timer").read_text()
-    (calendar,) = re.findall(r"^OnCalendar=(.*)$", timer, re.M)
+@pytest.mark.parametrize(
+    ("timer", "times"),
+    [
+        ("report", ["01-01 00:59:00", "01-01 01:01:00", "01-01 01:59:00"]),
+        ("audit", ["01-01 05:10:00", "01-02 05:10:00", "01-03 05:10:00"]),
+    ],
+)
+def test_the_timers_come_when_the_docs_say(timer: str, times: list[str]) -> None:
+    unit = next(unit for unit in UNITS if unit.name == f"openmeter-stripe-{timer}.timer")
+    (calendar,) = re.findall(r"^OnCalendar=(.*)$", unit.read_text(), re.M)
     printed = analyze("calendar", "--iterations=3", "--base-time=2026-01-01 00:30:00 UTC", calendar)
-    assert re.findall(r"(\d\d:\d\d:\d\d) UTC", printed.split("Next elapse", 1)[1])[:3] == [
-        "00:59:00", "01:01:00", "01:59:00",
-    ]  # fmt: skip
+    told = re.findall(r"2026-(\S+ \S+) UTC", printed.split("Next elapse", 1)[1])
+    assert list(dict.fromkeys(told)) == times
 
 
-def test_both_services_have_the_same_bounds() -> None:
-    hardening = [
+def test_all_services_have_the_same_bounds() -> None:
+    hardening = {
         unit.read_text().split("DynamicUser=yes")[1].split("[Install]")[0].strip()
         for unit in SERVICES
+    }
+    assert len(SERVICES) == 4
+    assert len(hardening) == 1
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.name)
+def test_whatever_fails_is_told_once(unit: Path) -> None:
+    told = re.findall("^OnFailure=(.*)$", unit.read_text(), re.M)
+    assert told == ([] if "failed@" in unit.name else ["openmeter-stripe-failed@%n.service"])
+
+
+def test_the_runs_write_what_node_exporter_reads() -> None:
+    for command in ("report", "audit"):
+        text = next(unit for unit in SERVICES if unit.stem.endswith(command)).read_text()
+        (written,) = re.findall(rf"^ExecStart=.*/flask {command} .*--metrics (\S+)$", text, re.M)
+        (read,) = re.findall(r"^ExecStopPost=-\+/usr/bin/install -m 644 (\S+) \S+$", text, re.M)
+        (folder,) = re.findall("^StateDirectory=(.*)$", text, re.M)
+        assert written == read == f"/var/lib/{folder}/{command}.prom"
+
+
+# The alerts
+
+
+def alerts() -> list[str]:
+    """Return the names of the alerts."""
+    return re.findall(r"^ *- alert: (\S+)$", RULES.read_text(), re.M)
+
+
+def prometheus(*command: str, cwd: Path = PROMETHEUS) -> str:
+    """Run promtool; return what it printed if it is content. Raises AssertionError."""
+    done = subprocess.run(
+        [PROMTOOL or "promtool", *command],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@with_promtool
+def test_promtool_finds_no_fault_in_the_rules() -> None:
+    assert f"SUCCESS: {len(alerts())} rules found" in prometheus("check", "rules", RULES.name)
+
+
+@with_promtool
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_the_alerts_fire_when_they_should(path: Path) -> None:
+    assert "SUCCESS" in prometheus("test", "rules", path.name)
+
+
+@with_promtool
+@pytest.mark.parametrize(
+    ("path", "right", "wrong"),
+    [
+        ("service.test.yml", "[6h]", "[1h]"),
+        ("service.test.yml", "start_timestamp_seconds < 21600", "start_timestamp_seconds < 0"),
+        ("service.test.yml", 'outcome="not genuine"', 'outcome=~"not.*"'),
+        ("service.test.yml", "closed|reset", "closed|no rows|reset"),
+        ("quiet.test.yml", "[3d]", "[8h]"),
+        ("commands.test.yml", "or\n          absent", "and\n          absent"),
+    ],
+    ids=["hour", "restart", "unsigned", "renewal", "night", "never"],
+)
+def test_a_fault_in_the_rules_would_be_found(
+    tmp_path: Path, path: str, right: str, wrong: str
+) -> None:
+    text = RULES.read_text()
+    assert right in text
+    (tmp_path / RULES.name).write_text(text.replace(right, wrong).replace("offset 3d", "offset 8h"))
+    shutil.copy(PROMETHEUS / path, tmp_path)
+    with pytest.raises(AssertionError, match="FAILED"):
+        prometheus("test", "rules", path, cwd=tmp_path)
+
+
+def test_each_alert_is_tested_and_leads_to_its_section() -> None:
+    text, names = RULES.read_text(), alerts()
+    assert len(names) == len(set(names)) > 10
+    tested = {
+        name
+        for path in TESTS
+        for name in re.findall(r"^ *- alertname: (\S+)$", path.read_text(), re.M)
+    }
+    assert tested == set(names)
+    assert re.findall(r"^ *runbook_url: (.*)$", text, re.M) == [
+        f"docs/runbook.md#{name.lower()}" for name in names
     ]
-    assert hardening[0] == hardening[1]
+    for what in ("severity: (?:critical|warning)", "summary: .+", "description: .+"):
+        assert len(re.findall(what, text)) == len(names)
+
+
+def test_the_runbook_has_a_section_for_each_alert() -> None:
+    sections = re.split("^## ", RUNBOOK.read_text(), flags=re.M)[1:]
+    found = {section.split("\n")[0]: section for section in sections}
+    for name in alerts():
+        assert re.search("`flask (audit|report|replay)|journalctl", found[name]), name
+    wrong = [name for name in found if re.fullmatch("([A-Z][a-z]+){2,}", name)]
+    assert set(wrong) == set(alerts())
+
+
+METRIC = re.compile(r"\bopenmeter_stripe_\w+")
+
+
+def test_each_metric_of_the_alerts_is_one_that_there_is(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start(METRICS="1")
+    told = service.open("GET", "/metrics").text
+    service.stripe.seed()
+    service.openmeter.use(service.stripe.ids["customer"], 10)
+    service.stripe.advance(END + 3 * DAY)
+    runner = service.client.application.test_cli_runner()
+    for command, *options in (["report"], ["audit", "--since", "2023-06-01"]):
+        path = tmp_path / f"{command}.prom"
+        runner.invoke(args=[command, "--rate", "0", "--metrics", str(path), *options])
+        told += path.read_text()
+    there = {
+        sample.name for family in text_string_to_metric_families(told) for sample in family.samples
+    } | set(re.findall(r"^# TYPE (\S+)", told, re.M))
+    for path in (RULES, *TESTS):
+        named = set(METRIC.findall(path.read_text()))
+        assert named <= there, path.name

@@ -6,10 +6,11 @@ import pytest
 from pytest_mock import MockerFixture
 
 import setup_stripe
+from fakes.processes import DIRECT
 from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, free_port
 
 LIVE = ["sk_live_4Tz1", "rk_live_4Tz1"]
-LINE = re.compile(r"Stripe (\w+) (created|already there): https://dashboard\.stripe\.com/(.+)")
+LINE = re.compile(r"Stripe (\w+) (created|already there): http://127\.0\.0\.1:\d+/(.+)")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,28 @@ def test_a_second_run_finds_product_and_price_again(capsys: pytest.CaptureFixtur
     assert [state for _, state, _ in second] == ["already there"] * 2 + ["created"] * 2
     assert [path for _, _, path in second[:2]] == [path for _, _, path in first[:2]]
     assert {path for _, _, path in second[2:]}.isdisjoint(path for _, _, path in first[2:])
+
+
+def test_the_links_lead_to_the_stand_ins_pages_and_it_is_said(
+    stripe_fake: Stripe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_stripe.main(["--billing", "meter", "--test-clock"])
+    lines = capsys.readouterr().out.splitlines()
+    said = f"STRIPE_API_BASE is not Stripe's: the links lead to {stripe_fake.url}."
+    assert lines[0] == said
+    links = [line.rsplit(" ", 1)[1] for line in lines if ": http" in line and line != said]
+    assert len(links) == 6
+    for link in links:
+        with DIRECT.open(link, timeout=10) as page:
+            assert link.rsplit("/", 1)[1] in page.read().decode()
+
+
+@pytest.mark.parametrize("base", [None, "", "https://api.stripe.com", "https://api.stripe.com/"])
+def test_the_links_lead_to_stripes_dashboard_otherwise(
+    capsys: pytest.CaptureFixture[str], base: str | None
+) -> None:
+    found = setup_stripe.dashboard_of({"STRIPE_API_BASE": base})
+    assert (found, capsys.readouterr().out) == ("https://dashboard.stripe.com", "")
 
 
 @pytest.mark.parametrize("key", LIVE)

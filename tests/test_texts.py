@@ -15,6 +15,7 @@ TEXTS = [
     for path in sorted(ROOT.glob(pattern))
 ]
 MOST_LINES = 180
+MOST_BYTES = 150_000
 
 
 def outside_code(text: str) -> str:
@@ -45,6 +46,13 @@ def broken(path: Path) -> list[str]:
 
 def test_the_readme_is_read_in_five_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_readmes_first_screen_has_both_commands_and_a_picture() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:15])
+    assert re.findall(r"^make \w+", first, re.M) == ["make demo", "make play"]
+    (picture,) = re.findall(r'<img src="([^"]+)"', first)
+    assert 0 < (ROOT / picture).stat().st_size <= MOST_BYTES
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

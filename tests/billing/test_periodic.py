@@ -2,15 +2,14 @@
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +21,7 @@ from pytest_mock import MockerFixture
 import usage
 from billing import commands, periodic, stripe_api
 from billing.clock import report_second
+from billing.invoices import InvoicedPeriods, fetch_invoiced_periods
 from billing.stripe_api import Page, StripeConnection
 from fakes.processes import ROOT, Processes, call
 from tests.billing.test_meters import meter_events
@@ -47,6 +47,11 @@ def counts(result: Result) -> list[int]:
         "subscriptions", "items", "reported", "skipped", "warned", "failed", "seconds",
     ]  # fmt: skip
     return [int(count) for count in named.values()][:-1]
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was said of failures."""
+    return [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 
 def compared(service: Service, *options: str) -> tuple[int, list[dict[str, Any]]]:
@@ -159,14 +164,17 @@ def test_some_subscriptions_can_be_named(many: Many) -> None:
     assert held(service) == [0, 3, 0, 3]
 
 
-def test_a_named_subscription_that_cannot_be_billed_fails(many: Many) -> None:
+def test_a_named_subscription_that_cannot_be_billed_fails(
+    many: Many, caplog: pytest.LogCaptureFixture
+) -> None:
     service = many(2)
     gone, other = (found["id"] for found in service.stripe.account.all("subscription"))
     service.stripe.call("DELETE", f"subscriptions/{gone}")
     result = report(service, *[f"--subscription={name}" for name in (gone, "sub_x", other)])
     assert result.exit_code == 1
-    assert f"failed: {gone}: is canceled: nothing more can be billed" in result.output
-    assert "failed: sub_x: gone from Stripe" in result.output
+    ended, unknown = errors(caplog)
+    assert ended == f"{gone}: is canceled: nothing more can be billed"
+    assert unknown.startswith("sub_x: gone from Stripe")
     assert counts(result) == [1, 1, 1, 0, 0, 2]
 
 
@@ -224,43 +232,51 @@ def test_a_storm_of_refusals_is_waited_out(many: Many, status: int) -> None:
     assert held(service) == [3] * 5
 
 
-def test_an_outage_fails_what_it_meets_and_the_next_run_repairs_it(many: Many) -> None:
+def test_an_outage_fails_what_it_meets_and_the_next_run_repairs_it(
+    many: Many, caplog: pytest.LogCaptureFixture
+) -> None:
     service = many(10)
     service.openmeter.fault(path="/query", status=503, skip=4, times=1_000)
     result = report(service)
     assert result.exit_code == 1
     assert counts(result) == [10, 10, 4, 0, 0, 6]
     assert sorted(held(service)) == [0] * 6 + [3] * 4
-    named = re.findall(r"^failed: (si_\w+): meter m1: OpenMeter answered 503", result.output, re.M)
-    assert len(set(named)) == 6
+    said = [
+        re.fullmatch(r"(si_\w+): meter m1: OpenMeter answered 503.*", e) for e in errors(caplog)
+    ]
+    assert len({match[1] for match in said if match}) == len(said) == 6
     service.openmeter.fake("DELETE", "faults")
     assert report(service).exit_code == 0
     assert held(service) == [3] * 10
 
 
-def test_a_list_that_cannot_be_read_on_ends_the_run_with_a_reason(many: Many) -> None:
+def test_a_list_that_cannot_be_read_on_ends_the_run_with_a_reason(
+    many: Many, caplog: pytest.LogCaptureFixture
+) -> None:
     service = many(150)
     service.stripe.fault(path="/v1/subscriptions", method="GET", status=500, skip=1, times=10)
     result = report(service, "--rate", "0")
     assert result.exit_code == 1
     assert counts(result) == [100, 100, 100, 0, 0, 1]
-    assert re.search(r"failed: the list of subscriptions after sub_\d+: Stripe ans", result.output)
+    (said,) = errors(caplog)
+    assert re.match(r"the list of subscriptions after sub_\d+: Stripe ans", said)
 
 
-def test_a_subscription_that_cannot_be_billed_stops_no_other(many: Many) -> None:
+def test_a_subscription_that_cannot_be_billed_stops_no_other(
+    many: Many, caplog: pytest.LogCaptureFixture
+) -> None:
     service = many(3)
     broken = service.stripe.account.all("subscription")[1]
     service.stripe.account.all("subscription_item")[1]["metadata"] = {"om_meter_id": "M 1"}
     result = report(service)
     assert (result.exit_code, held(service)) == (1, [3, 0, 3])
-    assert (
-        f"failed: {broken['id']}: as it is in Stripe now, items.data[0].metadata.om_meter_id is no"
-        in result.output
-    )
+    (said,) = errors(caplog)
+    what = "as it is in Stripe now, items.data[0].metadata.om_meter_id is no"
+    assert said.startswith(f"{broken['id']}: {what}")
 
 
 def test_a_mistake_of_ours_is_a_failure_of_one_subscription(
-    many: Many, mocker: MockerFixture
+    many: Many, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = many(2)
     total = usage.total
@@ -268,8 +284,8 @@ def test_a_mistake_of_ours_is_a_failure_of_one_subscription(
     mocker.patch("billing.ways.report_total", return_value=3)
     result = report(service, "--workers", "1")
     assert result.exit_code == 1
-    assert "could not be worked on (ZeroDivisionError)" in result.output
-    assert "secret" not in result.output
+    assert any("could not be worked on (ZeroDivisionError)" in said for said in errors(caplog))
+    assert "secret" not in result.output + caplog.text
 
 
 def test_two_runs_and_webhooks_at_once_end_in_the_same_records(many: Many) -> None:
@@ -324,7 +340,9 @@ def test_a_draft_behind_another_invoice_is_found(start: Start) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_two_subscriptions_on_one_billing_meter_are_refused(many: Many, named: bool) -> None:
+def test_two_subscriptions_on_one_billing_meter_are_refused(
+    many: Many, named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     service = many(1)
     service.openmeter.meter("m2")
     first, second = subscribe(service.stripe, 2, service.stripe.metered_price())
@@ -336,10 +354,11 @@ def test_two_subscriptions_on_one_billing_meter_are_refused(many: Many, named: b
     result = report(service, *options)
     assert result.exit_code == 1
     ids = [found["items"][0] for found in (first, second)]
-    assert re.search(
-        f"failed: ({ids[0]} and {ids[1]}|{ids[1]} and {ids[0]}): would overwrite each other's "
+    (said,) = errors(caplog)
+    assert re.match(
+        f"({ids[0]} and {ids[1]}|{ids[1]} and {ids[0]}): would overwrite each other's "
         "totals on Billing Meter mtr_",
-        result.output,
+        said,
     )
     assert len(meter_events(service)) == 1 - named
 
@@ -366,7 +385,10 @@ def test_a_dry_run_compares_records_and_writes_nothing(service: Service) -> None
         "period": "2023-06-07 14:00:00 - 2023-07-07 14:00:00",
         "openmeter": "10.5",
         "stripe": "0",
+        "after": "10",
         "difference": "10",
+        "left": "0",
+        "note": "",
     }
     assert report(service).exit_code == 0
     status, (line,) = compared(service)
@@ -387,43 +409,208 @@ def test_a_dry_run_compares_billing_meters(start: Start) -> None:
     assert (status, line["stripe"], line["difference"]) == (0, "7.25", "0")
 
 
-@pytest.mark.parametrize(("offset", "before"), [(0, ["?", "7"]), (30, ["0", "7"])])
-def test_a_closed_period_is_compared_if_it_ends_on_a_full_minute(
-    start: Start, mocker: MockerFixture, offset: int, before: list[str]
-) -> None:
+OTHERS = START + 3_600
+
+
+def write_for_others(service: Service, quantity: int) -> None:
+    """Set a usage record as another reporter would, an hour into the period."""
+    path = f"subscription_items/{service.stripe.items()[0]}/usage_records"
+    form = {"action": "set", "timestamp": f"{OTHERS}", "quantity": f"{quantity}"}
+    service.stripe.call("POST", path, **form)
+
+
+def figures(line: dict[str, Any]) -> tuple[str | None, ...]:
+    """Return what OpenMeter and Stripe have, what Stripe would have, and what is left."""
+    return tuple(line[name] for name in ("openmeter", "stripe", "after", "difference", "left"))
+
+
+def renewed(start: Start, mocker: MockerFixture, offset: int = 0) -> Service:
+    """Return a service whose Billing Meter's period with 7 units has just ended."""
     mocker.patch("tests.conftest.START", START + offset)
     service = start()
     service.stripe.seed({**METERED, "price": service.stripe.metered_price()})
     service.openmeter.use(service.stripe.ids["customer"], 7)
     service.stripe.collect_events(ENDIVE)
     service.stripe.advance(END + offset + 60)
+    return service
+
+
+@pytest.mark.parametrize("offset", [0, 30], ids=["within a minute", "on a full minute"])
+def test_a_closed_period_is_compared_with_its_drafts_line_until_a_report_is_counted(
+    start: Start, mocker: MockerFixture, offset: int
+) -> None:
+    service = renewed(start, mocker, offset)
     status, (closed, running) = compared(service)
-    assert status == 3
-    shown = [closed["stripe"] or "?", closed["openmeter"]]
-    assert shown == before
-    assert (running["stripe"], running["openmeter"], running["difference"]) == ("0", None, "0")
+    assert (status, figures(closed)) == (3, ("7", "0", "7", "7", "0"))
+    assert figures(running) == (None, "0", "0", "0", "0")
     assert report(service).exit_code == 0
+    # The line has what was counted before the report, until the draft becomes final.
+    assert [line["quantity"] for line in draft_lines(service)] == [0]
     status, (closed, _) = compared(service)
-    assert (status, closed["difference"]) == ((0, "0") if offset else (3, None))
+    assert (status, figures(closed)) == (0, ("7", "7", "7", "0", "0"))
+    # What was counted since is not known, but that it is not all.
+    service.openmeter.use(service.stripe.ids["customer"], 2)
+    status, (closed, _) = compared(service)
+    assert (status, figures(closed)) == (
+        3,
+        ("9", "7", "9", "2", "0") if offset else ("9", "0", "9", "9", "0"),
+    )
 
 
-def test_a_dry_run_prints_a_table(many: Many) -> None:
-    service = many(2)
+def draft_lines(service: Service) -> list[dict[str, Any]]:
+    """Return the lines of the only draft."""
+    (draft,) = service.stripe.call("GET", "invoices", ENDIVE, status="draft")["data"]
+    lines: list[dict[str, Any]] = draft["lines"]["data"]
+    return lines
+
+
+def test_what_a_draft_counts_no_more_is_left_after_a_report(
+    start: Start, mocker: MockerFixture
+) -> None:
+    mocker.patch("billing.closings.fetch_invoiced_periods", fixed_periods)
+    service = renewed(start, mocker)
+    for _ in range(2):
+        status, (closed, _) = compared(service)
+        assert (status, figures(closed)) == (3, ("7", "0", "0", "0", "7"))
+        assert closed["note"].startswith("after a report 7 missing: its price began in mid-period")
+        report(service)
     result = report(service, "--dry-run")
-    head, rule, *rows, last = result.stdout.splitlines()
-    assert head.split() == [
-        "subscription", "item", "meter", "subject", "period", "openmeter", "stripe", "difference",
-    ]  # fmt: skip
-    assert set(rule) == {"-", " "}
-    assert [row.split()[-3:] for row in rows] == [["3", "0", "3"]] * 2
-    assert last.startswith("subscriptions: 2, items: 2, reported: 0,")
+    assert result.stdout.splitlines()[-1] == "1 of 2 periods differ; 1 would after a report, too"
 
 
-def test_a_comparison_that_fails_is_named(service: Service) -> None:
+def fixed_periods(*given: Any) -> InvoicedPeriods:
+    """Return what an invoice bills, as if each price had begun in mid-period."""
+    found = fetch_invoiced_periods(*given)
+    return found._replace(periods=[replace(one, is_fixed=True) for one in found.periods])
+
+
+def test_what_may_be_of_the_period_before_is_unknown_and_no_difference(
+    start: Start, mocker: MockerFixture
+) -> None:
+    service = renewed(start, mocker)
+    # Another reporter closed the period before in its last seconds, in the new one's first minute.
+    event: Any = {"event_name": "openmeter_m1", "timestamp": END - 5, "payload[value]": 50}
+    event["payload[stripe_customer_id]"] = service.stripe.ids["customer"]
+    service.stripe.call("POST", "billing/meter_events", ENDIVE, **event)
+    service.openmeter.use(service.stripe.ids["customer"], 3, time="2023-07-07T14:10:00Z")
+    service.stripe.advance(END + 120)
+    _, (_, running) = compared(service)
+    assert figures(running) == ("3", None, "3", None, "0")
+    result = report(service, "--dry-run")
+    (row,) = [line for line in result.stdout.splitlines() if re.search(r" 3 +\? +3 +\?$", line)]
+    assert row.startswith("si_")
+    assert result.stdout.splitlines()[-1] == "1 of 2 periods differ; 1 unknown"
+    mocker.patch("billing.periodic.fetch_draft_invoices", return_value=[])
+    result = report(service, "--dry-run")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (
+        0,
+        "0 of 1 period agree; 1 unknown",
+    )
+    report(service)
+    service.openmeter.use(service.stripe.ids["customer"], 2, time="2023-07-07T14:10:00Z")
+    status, (running,) = compared(service)
+    assert (status, figures(running)) == (3, ("5", "3", "5", "2", "0"))
+
+
+def test_a_dry_run_compares_what_a_period_would_hold_beside_other_reporters_records(
+    service: Service,
+) -> None:
+    write_for_others(service, 8)
+    status, (line,) = compared(service)
+    assert (status, figures(line)) == (3, ("10", "8", "10", "2", "0"))
+    status, (line,) = compared(service, "--moving")
+    assert (status, figures(line)) == (3, ("10", "8", "18", "10", "-8"))
+    assert line["note"] == "after a report 8 too many: what another reporter wrote stays"
+    report(service)
+    assert service.stripe.usage() == [18]
+    status, (line,) = compared(service)
+    assert (status, figures(line)) == (3, ("10", "18", "10", "-8", "0"))
+    assert line["note"] == "a report lowers it only to what others wrote at other timestamps"
+
+
+def test_what_another_reporter_wrote_in_full_would_be_there_twice(service: Service) -> None:
+    write_for_others(service, 10)
+    assert compared(service)[0] == 0
+    result = report(service, "--dry-run", "--moving")
+    assert result.exit_code == 3
+    assert "after a report 10 too many" in result.stdout
+    assert result.stdout.splitlines()[-1] == "1 of 1 period differ; 1 would after a report, too"
+
+
+def test_a_move_with_nothing_written_yet_leaves_nothing(service: Service) -> None:
+    status, (line,) = compared(service, "--moving")
+    assert (status, figures(line)) == (3, ("10", "0", "10", "10", "0"))
+
+
+def test_the_table_has_what_differs_and_sums(many: Many) -> None:
+    service = many(3)
+    first, second, third = service.stripe.account.all("subscription")
+    report(service, "--subscription", second["id"])
+    result = report(service, "--dry-run")
+    head, *rows, blank, sums, counted, last = result.stdout.splitlines()
+    assert head.split() == ["item", "meter", "openmeter", "stripe", "after", "difference"]
+    shown = [row.split() for row in rows if not row.startswith("  ")]
+    assert shown == [[found["items"][0], "m1", "3", "0", "3", "3"] for found in (first, third)]
+    assert (blank, sums.split()) == ("", ["sum", "m1", "9", "3", "9", "6"])
+    assert counted.startswith("subscriptions: 3, items: 3, skipped: 0,")
+    assert (result.exit_code, last) == (3, "2 of 3 periods differ")
+    everything = report(service, "--dry-run", "--all").stdout
+    assert all(found["items"][0] in everything for found in (first, second, third))
+
+
+def test_the_table_fits_a_terminal(service: Service) -> None:
+    subject = "somebody-with-a-long-name." * 5
+    service.stripe.update(**{"metadata[om_subject]": subject})
+    service.openmeter.use(subject, 123_456_789_012.125)
+    result = report(service, "--dry-run")
+    assert result.exit_code == 3
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "123456789012.125" in result.stdout
+    assert re.sub(r"\s", "", subject) in re.sub(r"\s", "", result.stdout)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_dry_run_without_a_difference_says_that_all_agree(many: Many, count: int) -> None:
+    service = many(count)
+    report(service)
+    result = report(service, "--dry-run")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "all agree")
+    assert "si_" not in result.stdout
+
+
+def test_a_comparison_that_fails_is_named(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     service.openmeter.fault(path="/query", status=503, times=10)
     result = report(service, "--dry-run")
     assert result.exit_code == 1
-    assert "failed: si_" in result.output
+    assert [said[:3] for said in errors(caplog)] == ["si_"]
+    assert result.stdout.splitlines()[-1] == "1 could not be compared"
+
+
+def test_a_failure_outweighs_a_difference_and_the_last_line_says_both(many: Many) -> None:
+    service = many(3)
+    service.openmeter.fault(path="/query", status=503, skip=2, times=2)
+    result = report(service, "--dry-run", "--workers", "1")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "2 of 2 periods differ; 1 could not be compared"
+
+
+def test_a_dry_run_on_accounts_ends_with_one_sentence(many: Many) -> None:
+    service = many(1)
+    result = report(service, "--dry-run", "--account", "acct_1", "--account", "acct_2")
+    assert result.exit_code == 0
+    *counted, last = result.stdout.splitlines()
+    assert [line.split(": ")[0] for line in counted] == ["acct_1", "acct_2"]
+    assert last == "all agree"
+
+
+@pytest.mark.parametrize(
+    "options", [["--json", "--quiet"], ["--all"], ["--moving"], ["--moving", "--quiet"]]
+)
+def test_options_that_do_not_go_together_are_refused(service: Service, options: list[str]) -> None:
+    service.forget()
+    assert (report(service, *options).exit_code, service.called()) == (2, [])
 
 
 def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -> None:
@@ -464,39 +651,6 @@ def test_requests_to_stripe_keep_to_the_rate(many: Many) -> None:
 def processes() -> Iterator[Processes]:
     with Processes() as running:
         yield running
-
-
-def seeded(processes: Processes, count: int) -> Stripe:
-    stripe = Stripe(processes.stripe)
-    stripe.seed(*[METERED] * count)
-    OpenMeter(processes.openmeter).use(stripe.ids["customer"], 10)
-    return stripe
-
-
-def test_a_pipe_gets_lines_and_a_terminal_a_progress_bar(processes: Processes) -> None:
-    seeded(processes, 3)
-    environment = processes.environment()
-    piped = subprocess.run(
-        REPORT, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert piped.returncode == 0
-    assert re.fullmatch(r"subscriptions: 1, items: 3, reported: 3, .*\n", piped.stdout)
-    assert piped.stderr.count("total_usage: 10.000000") == 3
-    assert "\r" not in piped.stderr
-    main, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, 80))
-    terminal = subprocess.Popen(REPORT, cwd=ROOT, env=environment, stdout=side, stderr=side)
-    os.close(side)
-    printed = b""
-    try:
-        while chunk := os.read(main, 4_096):
-            printed += chunk
-    except OSError:  # Linux says so when the other side has closed
-        pass
-    os.close(main)
-    assert terminal.wait(60) == 0
-    assert re.search(rb"\r3 items \[00:0\d, +\d+\.\d+ items/s\]", printed), printed
-    assert printed.count(b"total_usage: 10.000000") == 3
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -147,38 +147,22 @@ def test_a_usage_record_is_held_in_the_first_summary_without_an_invoice(
     totals = [(9, "in_1"), (5, None), (7, None)]
     data = [{"id": f"sis_{n}", "total_usage": n, "invoice": invoice} for n, invoice in totals]
     raw = answers({"data": data}, {"data": []})
-    assert ways.fetch_held_value(account, ITEM, 0) == 5
+    assert ways.fetch_running_record_total(account, ITEM) == 5
     assert raw.call_args.kwargs["stripe_version"] == "2025-02-24.acacia"
-    assert ways.fetch_held_value(account, ITEM, 0) == 0
+    assert ways.fetch_running_record_total(account, ITEM) == 0
 
 
-@pytest.mark.parametrize(
-    ("as_of", "until"),
-    [
-        (METERED.start + 100, METERED.start + 150),
-        (METERED.end - 31, METERED.end - 30),
-        (METERED.end - 30, METERED.end - 30),
-        (METERED.end + 90, METERED.end - 30),
-    ],
-)
-def test_a_meters_summary_is_asked_for_in_full_minutes_up_to_the_end(
-    account: StripeConnection, answers: Answers, as_of: int, until: int
+@pytest.mark.parametrize("start", [METERED.start, METERED.start - 30, METERED.start + 29])
+def test_a_meters_summary_is_asked_for_in_full_minutes(
+    account: StripeConnection, answers: Answers, start: int
 ) -> None:
-    item = replace(METERED, end=METERED.end - 30)
     raw = answers(METER, {"data": [{"id": "sum_1", "aggregated_value": 2.5}]})
-    assert ways.fetch_held_value(account, item, as_of) == Decimal("2.5")
+    found = ways.fetch_meter_event_total(account, METERED, start, METERED.end - 30)
+    assert found == Decimal("2.5")
     asked = raw.call_args
     assert asked.args == ("get", "/v1/billing/meters/mtr_1/event_summaries")
-    bounds = {"start_time": METERED.start - 30, "end_time": until}
+    bounds = {"start_time": METERED.start - 30, "end_time": METERED.end - 30}
     assert asked.kwargs == {"customer": "cus_123", "limit": 100, **bounds}
-
-
-def test_a_closed_period_that_ends_within_a_minute_has_no_summary_of_its_own(
-    account: StripeConnection, answers: Answers
-) -> None:
-    raw = answers()
-    assert ways.fetch_held_value(account, METERED, METERED.end) is None
-    raw.assert_not_called()
 
 
 @pytest.mark.parametrize("value", [None, True, "5"])
@@ -187,7 +171,7 @@ def test_a_summary_without_a_number_fails(
 ) -> None:
     answers({"data": [{"id": "sis_1", "total_usage": value}]})
     with pytest.raises(ReportFailed, match="no total_usage"):
-        ways.fetch_held_value(account, ITEM, 0)
+        ways.fetch_running_record_total(account, ITEM)
 
 
 @pytest.mark.parametrize("busy", [BUSY, LOCKED])

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from flask.cli import FlaskGroup
 
 import app
 from fakes.processes import ROOT, answers, wait_for
@@ -36,6 +38,7 @@ def test_defaults() -> None:
         "PORT": 4242,
         "LOG_FORMAT": "text",
         "METRICS": False,
+        "HEARTBEAT_URL": None,
     }
 
 
@@ -43,6 +46,12 @@ def test_defaults() -> None:
 def test_two_webhook_secrets_are_accepted(value: str) -> None:
     found = settings.read_settings({**GOOD, "STRIPE_WEBHOOK_SECRET": value})
     assert found["STRIPE_WEBHOOK_SECRET"] == ("whsec_1", "whsec_2")
+
+
+def test_the_heartbeats_address_is_a_secret() -> None:
+    url = "https://hc.example/6f0c"
+    found = settings.read_settings({**GOOD, "HEARTBEAT_URL": f"{url}/"})
+    assert url in settings.secrets_of(found)
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
@@ -92,6 +101,9 @@ def test_one_message_names_all_that_is_missing(
         ("OPENMETER_URL", "http://[::1"),
         ("OPENMETER_URL", "http://a..b"),
         ("OPENMETER_URL", f"http://{'a' * 70}"),
+        ("HEARTBEAT_URL", "hc.example/6f0c"),
+        ("HEARTBEAT_URL", "https://hc.example/6f0c?create=1"),
+        ("HEARTBEAT_URL", "https://hc.example/é"),
         ("OPENMETER_WINDOW_SIZE", "WEEK"),
         ("OPENMETER_WINDOW_SIZE", "hour"),
         ("INVOICE_GRACE_HOURS", "73"),
@@ -155,8 +167,13 @@ def copy(tmp_path: Path) -> Path:
 
 def ended(copy: Path, way: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Start the service, which cannot; return its exit status and all that it printed."""
+    return printed_by(copy, STARTS[way], env)
+
+
+def printed_by(copy: Path, start: list[str], env: dict[str, str] | None) -> tuple[int, str]:
+    """Run what ends by itself; return its exit status and all that it printed."""
     done = subprocess.run(
-        [sys.executable, *STARTS[way]],
+        [sys.executable, *start],
         cwd=copy,
         env=env,
         stdout=subprocess.PIPE,
@@ -173,6 +190,29 @@ def ended(copy: Path, way: str, env: dict[str, str] | None = None) -> tuple[int,
 def test_a_start_without_settings_ends_with_one_message(copy: Path, way: str) -> None:
     message = "Cannot start: missing: STRIPE_KEY, STRIPE_WEBHOOK_SECRET (see .env.example)"
     assert ended(copy, way) == (STATUS[way], f"{message}\n")
+
+
+@pytest.mark.parametrize("way", STARTS)
+def test_a_start_without_a_webhook_secret_is_refused(copy: Path, way: str) -> None:
+    message = "Cannot start: missing: STRIPE_WEBHOOK_SECRET (see .env.example)"
+    env = {**os.environ, "STRIPE_KEY": KEY}
+    assert ended(copy, way, env) == (STATUS[way], f"{message}\n")
+
+
+@pytest.mark.parametrize("command", ["report", "replay", "audit"])
+def test_the_commands_need_no_webhook_secret(copy: Path, command: str) -> None:
+    env = {**os.environ, "STRIPE_API_BASE": "http://127.0.0.1:9", "STRIPE_KEY": KEY}
+    status, printed = printed_by(copy, ["-m", "flask", command], env)
+    assert (status, "Cannot start" in printed) == (1, False)
+    assert "Stripe did not answer" in printed
+
+
+def test_a_service_without_a_secret_takes_no_deliveries() -> None:
+    with click.Context(FlaskGroup()):
+        application = app.create_app({"STRIPE_KEY": KEY})
+        protected = app.create_app(GOOD)
+    assert application.test_client().post("/webhook", data="{}").status_code == 404
+    assert protected.test_client().post("/webhook", data="{}").status_code == 400
 
 
 # `flask run` reads the file before the service can.

@@ -260,6 +260,7 @@ def in_this_world(world: World) -> Iterator[None]:
         "service.clients.http_session": session,
         "service.clients.ThreadPoolExecutor": pool,
         "billing.reports.wait": wait,
+        "billing.listing.ThreadPoolExecutor": pool,
         "billing.periodic.ThreadPoolExecutor": pool,
         "billing.periodic.BoundedSemaphore": partial(TurnSemaphore, scheduler),
         "billing.periodic.wait": wait,

@@ -225,10 +225,11 @@ def test_a_draft_that_lacks_units_can_still_be_mended(tell: Tell) -> None:
     story.used(10, T)
     story.use(5, END - 4_000)
     story.to(END + 60)
-    (row,) = rows(story, status=3)
+    (row,) = rows(story, "--differing")
     assert (row["status"], row["missing"]) == ("draft", "5")
-    assert row["todo"] == f"still a draft: flask report --subscription {story.subscription}"
-    assert audit(story).stdout.splitlines()[-1].endswith("; 1 draft can still be mended")
+    assert row["todo"].startswith("still a draft, which counts what flask report sends")
+    said = "1 invoice, 0 agree; 1 draft can still be mended: 5 units, 0.50 USD not billed"
+    assert audit(story).stdout.splitlines()[-1] == said
     assert story.run("--subscription", story.subscription).exit_code == 0
     story.to(END + FINAL)
     assert figures(rows(story)) == [("line", "15", "15", "0", "0.00")]

@@ -494,7 +494,7 @@ class History(RuleBasedStateMachine):
                 if isinstance(value, lock_type):
                     setattr(run, name, TurnLock(self.scheduler))
             status = run_to_exit_status(run, ids, workers)
-            self.scheduler.note(f"ends with {status} {run.failures}")
+            self.scheduler.note(f"ends with {status} failed: {run.counts['failed']}")
 
         return self.start("run", work, host)
 

@@ -190,7 +190,19 @@ class Story(Life):
         """Return the invoices of a period that ends then, as they are when all are final."""
         self.to(end + FINAL)
         assert all(invoice["status"] != "draft" for invoice in self.invoices())
+        self.audit()
         return self.billed()
+
+    def audit(self) -> None:
+        """See that the audit finds each line right of whose usage no warning was given."""
+        of_clock = ["--subscription", self.subscription] if self.clock else []
+        span = ["--since", "2023-01-01", "--until", "2030-01-01", *of_clock]
+        runner = self.service.client.application.test_cli_runner()
+        done = runner.invoke(args=["audit", "--rate", "0", "--json", *span])
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        lines = [row for row in rows if row["kind"] == "line" and row["missing"] is not None]
+        if not self.warned("closed", "reset", "changed", "refused", "billed twice"):
+            assert [row for row in lines if row["missing"] != "0"] == []
 
 
 Tell = Callable[..., Story]
@@ -1444,8 +1456,9 @@ def test_a_dry_run_shows_no_rows_as_a_dash(tell: Tell) -> None:
     story = tell()
     story.subscribe(CLASSIC, "R")
     story.to(T)
-    (row,) = [line for line in story.run("--dry-run").output.splitlines() if "si_" in line]
-    assert " - " in row.split("2023-07-07")[1]
+    shown = story.run("--dry-run", "--all").stdout.splitlines()
+    (row,) = [line for line in shown if line.startswith("si_")]
+    assert row.split()[2:] == ["-", "0", "0", "0"]
 
 
 # What changes in mid-period besides the price
@@ -1778,6 +1791,49 @@ def test_a_change_of_interval_counts_from_there(tell: Tell, version: str, mode: 
     assert story.stands(T, T + DAY) == 5
     assert story.closed_with(T) == "1040"
     assert any("40 units" in said or "1040 units" in said for said in story.warned())
+
+
+@pytest.mark.parametrize("seconds", [2, 50])
+def test_an_item_that_joins_a_running_period_counts_from_its_change(
+    tell: Tell, seconds: int
+) -> None:
+    story = tell()
+    for name, meter in (("week", "m1"), ("other week", "m2")):
+        story.price(name, 30, meter, interval="week", **{"metadata[om_meter_id]": meter})
+    story.subscribe(FLEXIBLE, "A")
+    story.used(100, T - DAY)
+    story.to(T)
+    story.add("other week")
+    story.use(40, T + 1)
+    story.to(T + seconds)
+    story.change("week")
+    story.use(5, T + seconds)
+    story.deliver()
+    story.used(0, T + HOUR)
+    assert story.closed_with(T + seconds) == "140"
+    assert story.stands(T + seconds, T + DAY) == 5
+
+
+def test_a_change_that_is_told_late_waits_for_no_other_items_change(tell: Tell) -> None:
+    story = tell()
+    story.read(changed_start="moves")
+    story.subscribe(FLEXIBLE, "A", "other")
+    story.use(3, T - 60)
+    story.to(T)
+    story.update(billing_cycle_anchor="now", proration_behavior="always_invoice")
+    story.deliver()
+    lost = story.warned("reset")
+    assert len(lost) == 1
+    story.to(T + 4)
+    story.change("B")
+    (first,) = [e for e in story.fresh() if e["type"] == "customer.subscription.updated"]
+    story.to(T + 6)
+    story.change("A")
+    story.to(T + 60)
+    story.change("flat", item=1)
+    story.to(T + 3 * HOUR)
+    story.post(first)
+    assert story.warned("reset") == lost
 
 
 @SHAPES

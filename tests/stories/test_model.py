@@ -985,6 +985,8 @@ class History(RuleBasedStateMachine):
             assert rounds < 50, (self.failed, "an event is never taken")
         for subscription in self.account.all("subscription"):
             ends = {subscription["ended_at"], subscription["cancel_at"]} - {None}
+            if subscription["cancel_at_period_end"]:
+                ends.add(max(item["end"] for item in self.account.items(subscription)))
             self.oracle.exact[subscription["id"]] |= ends
         self.oracle.check()
         for which in (0, 1):

@@ -1,0 +1,1 @@
+"""The pages as a reader sees them, in Debian's Chromium."""

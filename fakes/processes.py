@@ -66,19 +66,23 @@ class Process:
 
 
 class Processes:
-    """Both stand-ins and the service; leaving the `with` block ends what was started."""
+    """Both stand-ins and the service; leaving the `with` block ends what was started.
 
-    def __init__(self) -> None:
+    With the address of an OpenMeter, that takes the place of its stand-in.
+    """
+
+    def __init__(self, openmeter: str = "") -> None:
         self.running: list[Process] = []
-        self.stripe = self.openmeter = self.service = ""
+        self.stripe = self.service = ""
+        self.openmeter = openmeter
 
     def __enter__(self) -> "Processes":
         try:
             stripe = self.start("the Stripe stand-in", [sys.executable, "-m", "fakes.stripe_api"])
-            openmeter = self.start(
-                "the OpenMeter stand-in", [sys.executable, "-m", "fakes.openmeter_api"]
-            )
-            self.stripe, self.openmeter = stripe.address(), openmeter.address()
+            if not self.openmeter:
+                command = [sys.executable, "-m", "fakes.openmeter_api"]
+                self.openmeter = self.start("the OpenMeter stand-in", command).address()
+            self.stripe = stripe.address()
         except BaseException:
             self.stop()
             raise
@@ -172,8 +176,8 @@ class Processes:
 
 def wait_for(ready: Callable[[], T | None], what: str, seconds: float) -> T:
     """Poll until there is a result; raise Failed when the time is up."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = time.perf_counter() + seconds  # which no test sets
+    while time.perf_counter() < deadline:
         result = ready()
         if result is not None and result is not False:
             return result

@@ -48,6 +48,7 @@ from billing.commands import with_batch_limits
 from billing.periodic import Run, run_to_exit_status
 from billing.stripe_api import Json
 from fakes import openmeter_api, stripe_api
+from fakes.stripe_invoices import finalization
 from fakes.stripe_prices import is_metered
 from tests.conftest import ACACIA, DAY, ENDIVE, SECRET, START
 from tests.stories.model_hosts import Host, World, in_this_world
@@ -556,7 +557,7 @@ class History(RuleBasedStateMachine):
                 invoice["id"]
                 for invoice in self.account.all("invoice")
                 if invoice["status"] == "draft"
-                and self.account.finalization(invoice) > self.world.now + self.knows.stripe_lag
+                and finalization(invoice) > self.world.now + self.knows.stripe_lag
             }
 
     def teardown(self) -> None:

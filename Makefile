@@ -2,7 +2,7 @@
 # make play    the same by clicks, on the stand-ins' pages; prints an address
 # make test    the tests
 # make check   style, types and tests
-# make run     the service under gunicorn on localhost:$PORT (4242)
+# make run     the service under gunicorn on $HOST:$PORT (localhost:4242)
 # make fuzz    a million hostile requests (half an hour)
 # make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
@@ -33,7 +33,7 @@ check: $(INSTALLED)
 	$(PYTEST)
 
 run: $(INSTALLED)
-	@exec .venv/bin/gunicorn "app:create_app()"
+	@exec .venv/bin/python -m service
 
 check-long: $(INSTALLED)
 	MODEL_HISTORIES=20000 $(PYTEST) tests/stories/test_model.py

@@ -185,7 +185,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
-    app.config.update({name: settings[name] for name in ("PORT", "HEARTBEAT_URL")})
+    app.config.update({name: settings[name] for name in ("HOST", "PORT", "HEARTBEAT_URL")})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
@@ -288,4 +288,4 @@ def enable_metrics(app: Flask) -> None:
 
 if __name__ == "__main__":
     development = create_app()
-    development.run("localhost", development.config["PORT"])
+    development.run(development.config["HOST"].strip("[]"), development.config["PORT"])

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
@@ -66,18 +66,20 @@ class Process:
 
 
 class Processes:
-    """Both stand-ins and the service; leaving the `with` block ends what was started."""
+    """Both stand-ins and the service; leaving the `with` block ends what was started.
 
-    def __init__(self) -> None:
+    The stand-ins of Stripe and OpenMeter take these options, `--host` and `--port`.
+    """
+
+    def __init__(self, stripe: Sequence[str] = (), openmeter: Sequence[str] = ()) -> None:
+        self.stand_ins = {"stripe": stripe, "openmeter": openmeter}
         self.running: list[Process] = []
         self.stripe = self.openmeter = self.service = ""
 
     def __enter__(self) -> "Processes":
         try:
-            stripe = self.start("the Stripe stand-in", [sys.executable, "-m", "fakes.stripe_api"])
-            openmeter = self.start(
-                "the OpenMeter stand-in", [sys.executable, "-m", "fakes.openmeter_api"]
-            )
+            stripe = self.start_stand_in("Stripe")
+            openmeter = self.start_stand_in("OpenMeter")
             self.stripe, self.openmeter = stripe.address(), openmeter.address()
         except BaseException:
             self.stop()
@@ -103,6 +105,12 @@ class Processes:
         self.running.append(process)
         return process
 
+    def start_stand_in(self, name: str) -> Process:
+        """Start the stand-in of Stripe or OpenMeter."""
+        module = name.lower()
+        command = [sys.executable, "-m", f"fakes.{module}_api", *self.stand_ins[module]]
+        return self.start(f"the {name} stand-in", command)
+
     def environment(self) -> dict[str, str]:
         """Return an environment that leads to the stand-ins, whatever a `.env` file says."""
         usual = {"INVOICE_GRACE_HOURS": "0", "LOG_FORMAT": "text", "METRICS": "0"}
@@ -116,6 +124,7 @@ class Processes:
             "OPENMETER_TOKEN": "standin",
             "OPENMETER_WINDOW_SIZE": "HOUR",
             "USAGE_ROUNDING": "down",
+            "HOST": "localhost",
             "PORT": "4242",
             "no_proxy": "127.0.0.1",
             "GUNICORN_CMD_ARGS": "",
@@ -123,8 +132,7 @@ class Processes:
 
     def start_service(self, *options: str, **webhook: Any) -> Process:
         """Start the service under gunicorn and tell the Stripe stand-in where it is."""
-        command = [sys.executable, "-m", "gunicorn", "app:create_app()"]
-        command += ["--bind", "127.0.0.1:0", *options]
+        command = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0", *options]
         process = self.start("the service", command, self.environment())
         self.service = process.address()
         wait_for(lambda: answers(f"{self.service}/healthz"), "the service", START_SECONDS)

@@ -7,7 +7,8 @@
 # make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
 # make bench   the measurements in bench/README.md (a quarter of an hour)
-# make lock    renew requirements.lock after a change of requirements*.txt
+# make image-check  the image, built by buildah as root and tried (some minutes)
+# make lock    renew requirements*.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
@@ -15,7 +16,7 @@ MUTMUT_VERSION = 3.8.1
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo play test check check-long fuzz mutants run bench lock
+.PHONY: demo play test check check-long fuzz mutants run bench image-check lock
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -55,11 +56,16 @@ mutants/.venv/installed: requirements.lock Makefile
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench
 
+image-check: $(INSTALLED)
+	@exec .venv/bin/python -m deploy.check_image
+
 lock:
 	$(PYTHON) -m venv --clear .lock
 	.lock/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	.lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements.lock requirements-dev.txt
+	.lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --constraints requirements.lock --output-file requirements-run.lock requirements.txt
 	rm -rf .lock
 
 $(INSTALLED): requirements.lock

@@ -15,6 +15,7 @@ from flask.cli import FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_LATEST
+from pyrate_limiter import Duration, Rate
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -32,10 +33,10 @@ from billing.reports import Outcome, Services, milliseconds_since
 from billing.stripe_api import StripeConnection, stripe_state
 from service import logs, metrics
 from service.clients import create_clients
-from service.health import Readiness
+from service.health import Check, Readiness
 from service.settings import load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
-from usage import one_line, openmeter_state
+from usage import one_line, openmeter_state, window_start_at
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 # How far this host's clock may be ahead before Stripe has told its time.
@@ -43,6 +44,9 @@ HOST_AHEAD_SECONDS = 300
 MAX_BODY_BYTES = 1024 * 1024
 # So that a delivery is answered within 40 s; Stripe's own time-out is not published.
 DELIVERY_SECONDS = 38
+# How long Stripe need not answer anything before a probe asks it, and how often one does at most,
+# twelve times an hour: an account's reads are limited (docs.stripe.com/rate-limits).
+QUIET_SECONDS, PROBE_RATE = 300, Rate(2, 10 * Duration.MINUTE)
 RESENT = (
     "a resent event stays as it was; mend it in Stripe, which sends a new event, or run "
     "flask report --subscription"
@@ -185,7 +189,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
-    app.config.update({name: settings[name] for name in ("HOST", "PORT", "HEARTBEAT_URL")})
+    kept = ("HOST", "PORT", "HEARTBEAT_URL", "LOG_FORMAT")
+    app.config.update({name: settings[name] for name in kept})
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
@@ -258,9 +263,20 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
 
 def add_probes(app: Flask, services: Services) -> None:
     """Answer whether this process runs, and whether it can do its work."""
+
+    def ask_openmeter() -> str:
+        """Ask for a meter that was reported last."""
+        now = window_start_at(services.stripe.clock.now(), 60)
+        return openmeter_state(services.openmeter, services.queried.meter, now)
+
     checks = {
-        "openmeter": partial(openmeter_state, services.openmeter),
-        "stripe": partial(stripe_state, services.stripe),
+        "openmeter": Check(ask_openmeter, services.queried),
+        "stripe": Check(
+            partial(stripe_state, services.stripe),
+            services.stripe.answered,
+            ok_seconds=QUIET_SECONDS,
+            rate=PROBE_RATE,
+        ),
     }
     readiness = Readiness(checks, services.pool)
 

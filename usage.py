@@ -5,7 +5,7 @@ Knows no object of Stripe's, and reads no setting, request or clock. Times are U
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, ROUND_UP, Decimal
 from http.client import FORBIDDEN, OK, UNAUTHORIZED
 from typing import Any
@@ -87,10 +87,16 @@ def rfc3339(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def openmeter_state(client: openmeter.Client) -> str:
-    """Return `ok` if OpenMeter answers, or why it does not."""
+def openmeter_state(client: openmeter.Client, meter: str, at: datetime) -> str:
+    """Return `ok` if OpenMeter answers a query of a meter's last whole minute, or why it does not.
+
+    Its list of meters, which is asked where no meter is known, needs no store of usage.
+    """
     try:
-        fetch_body(client, HttpRequest("GET", "/api/v1/meters?pageSize=1"))
+        if meter:
+            total(client, meter, None, at - timedelta(minutes=1), at)
+        else:
+            fetch_body(client, HttpRequest("GET", "/api/v1/meters?pageSize=1"))
     except QueryFailed as error:
         return str(error)
     return "ok"

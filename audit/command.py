@@ -1,13 +1,14 @@
 """The `flask audit` command: what was metered against what was invoiced, and what nobody bills."""
 
 import json
+import logging
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any
@@ -34,8 +35,10 @@ from billing.commands import (
     account_option,
     connections,
     ends_with_its_reader,
+    logs_json,
     metrics_option,
     rate_option,
+    say,
     subscription_option,
     with_batch_limits,
 )
@@ -134,11 +137,11 @@ class Output:
     def fail_at_once(self, name: str, reason: str) -> None:
         """Note what could not be done, and print it."""
         self.fail(name, reason)
-        click.echo(self.failures[-1], err=True)
+        say(self.failures[-1], err=True, level=logging.ERROR)
 
     def tell(self, text: str) -> None:
         """Print what is no row."""
-        click.echo(text, err=self.options.as_json)
+        say(text, err=self.options.as_json)
 
     def say_row(self, text: str) -> None:
         """Print a row of the table, below its header."""
@@ -154,10 +157,10 @@ class Output:
         else:
             for text in self.page.agreeing:
                 self.say_row(text)
-        if not self.options.as_json and self.sums.counts[LINE]:
+        if not (self.options.as_json or logs_json()) and self.sums.counts[LINE]:
             self.tell("\n" + sums_table(self.sums))
         for said in self.failures:
-            click.echo(said, err=True)
+            say(said, err=True, level=logging.ERROR)
         self.tell(self.sums.sentence())
 
     def exit_status(self) -> int:
@@ -241,6 +244,8 @@ def audit_command(
     services, options = current_app.extensions["services"], Options(**how)
     if options.as_json + bool(options.csv_file) + bool(options.html_file) > 1:
         raise click.UsageError("choose one of --json, --csv and --html")
+    if logs_json() and not (options.csv_file or options.html_file):
+        options = replace(options, as_json=True)
     if options.repair and services.is_live and not options.live:
         raise click.UsageError("--repair with a live key needs --live")
     if metrics_file and (ids or options.repair):

@@ -1,5 +1,6 @@
 """What the commands share: ids, accounts, how fast they call Stripe, and how they end."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from flask import current_app
 from pyrate_limiter import Duration, Limiter, Rate
 
 from billing.items import STRIPE_ID
@@ -20,6 +22,22 @@ TEST_RATE, LIVE_RATE = 20, 80
 BUSY_SECONDS = 60
 # The last is what a shell shows of a program that SIGPIPE ended.
 FAILED, DIFFERENT, INTERRUPTED, UNREAD = 1, 3, 130, 141
+
+
+log = logging.getLogger("app")
+
+
+def logs_json() -> bool:
+    """Say whether each line has to be an object of JSON: the log's are."""
+    return bool(current_app.config["LOG_FORMAT"] == "json")
+
+
+def say(text: str, *, err: bool = False, level: int = logging.INFO) -> None:
+    """Print a line for a person; where the log is JSON, log it."""
+    if logs_json():
+        log.log(level, text.strip())
+    else:
+        click.echo(text, err=err)
 
 
 def parse_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str]:

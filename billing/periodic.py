@@ -28,8 +28,10 @@ from billing.commands import (
     account_option,
     connections,
     ends_with_its_reader,
+    logs_json,
     metrics_option,
     rate_option,
+    say,
     subscription_option,
     with_batch_limits,
 )
@@ -353,6 +355,7 @@ def report_command(
     """
     options = Options(**how)
     require_options_that_fit(options)
+    options = replace(options, as_json=options.as_json or (logs_json() and not options.quiet))
     is_whole = not (ids or options.dry)
     if metrics_file and not is_whole:
         raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
@@ -365,7 +368,7 @@ def report_command(
     status = next((status for status in WORST_FIRST if status in statuses), 0)
     if options.dry and is_told(status, options):
         said = sentence(counts, is_whole=status != INTERRUPTED)
-        click.echo(said, err=options.as_json)
+        say(said, err=options.as_json)
     if is_whole:
         ended = Ended("report", status, accounts, figures(counts))
         tell_watchers(ended, metrics_file, current_app.config["HEARTBEAT_URL"])
@@ -414,7 +417,7 @@ def run_on_account(
         if options.dry and not options.as_json and run.compared.sums:
             click.echo(run.compared.table())
         of_account = "".join(f"{account}: " for account in services.stripe.scope.values())
-        click.echo(of_account + run.summary(time.monotonic() - began), err=options.as_json)
+        say(of_account + run.summary(time.monotonic() - began), err=options.as_json)
     return status
 
 

@@ -1,6 +1,7 @@
 """The `flask replay` command: work on the events whose deliveries failed, as the webhook would."""
 
 import json
+import logging
 import re
 import sys
 from collections import Counter
@@ -19,6 +20,8 @@ from billing.commands import (
     account_option,
     connections,
     ends_with_its_reader,
+    logs_json,
+    say,
     with_batch_limits,
 )
 from billing.events import EVENTS, report_event
@@ -118,7 +121,10 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
 
     Exit status: 0; 1 if something failed.
     """
-    services = with_batch_limits(current_app.extensions["services"])
+    services, as_json = (
+        with_batch_limits(current_app.extensions["services"]),
+        as_json or logs_json(),
+    )
     counts = Counter[str]()
     for each in connections(services, accounts):
         try:
@@ -131,7 +137,7 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
                 counts["failed"] += len(outcome.failed) if outcome else 0
         except (ReportRefused, ReportFailed) as error:
             counts["failed"] += 1
-            click.echo(f"failed: the list of events: {error}", err=True)
+            say(f"failed: the list of events: {error}", err=True, level=logging.ERROR)
     said = [f"{name}: {counts[name]}" for name in ("events", "warned", "failed")]
-    click.echo(", ".join(said), err=as_json)
+    say(", ".join(said), err=as_json)
     sys.exit(FAILED if counts["failed"] else 0)

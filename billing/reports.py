@@ -26,6 +26,7 @@ from billing.stripe_api import (
     StripeConnection,
 )
 from billing.turns import Turns
+from service.health import OK, LastAnswer
 from service.logs import bound_log_fields
 from service.transport import seconds_left
 
@@ -41,6 +42,13 @@ MOST_IDLE = 10_000
 log = logging.getLogger("app")
 
 
+@dataclass
+class LastQuery(LastAnswer):
+    """What OpenMeter answered last, and the meter that it told a total of."""
+
+    meter: str = ""
+
+
 @dataclass(frozen=True)
 class Services:
     """What a process reports with: OpenMeter, Stripe, the usual window and a pool of threads.
@@ -49,7 +57,8 @@ class Services:
     `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
     usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
     process noted a change of late, and when (monotonic seconds), `idle` what it counted of items
-    without usage; with `expects_idle`, such items are nothing to look at. `grace_seconds` is how
+    without usage; with `expects_idle`, such items are nothing to look at.
+    `queried` is what OpenMeter answered last. `grace_seconds` is how
     long after a period's end its draft waits for late usage; 0: as Stripe has it.
     """
 
@@ -64,6 +73,7 @@ class Services:
     noted: dict[tuple[str, ...], float] = field(default_factory=dict)
     idle: OrderedDict[tuple[str, ...], None] = field(default_factory=OrderedDict)
     expects_idle: bool = False
+    queried: LastQuery = field(default_factory=LastQuery)
     grace_seconds: int = 0
 
     def knows_as_idle(self, item: MeteredItem) -> bool:
@@ -174,9 +184,13 @@ def measure(services: Services, item: MeteredItem) -> Decimal | None:
     """
     start, end = item.window_start, item.window_end
     try:
-        return usage.total(services.openmeter, item.meter, item.subject, start, end)
+        found = usage.total(services.openmeter, item.meter, item.subject, start, end)
     except usage.QueryFailed as error:
+        services.queried.forget()  # it may be this meter's fault alone
         raise ReportFailed(str(error)) from error
+    services.queried.meter = item.meter
+    services.queried.note(OK)
+    return found
 
 
 def report_until_deadline(

@@ -17,6 +17,7 @@ from tenacity import (
 )
 
 from billing.clock import StripeClock
+from service.health import OK, LastAnswer
 from usage import one_line
 
 MAX_PAGES = 10
@@ -82,7 +83,7 @@ class StripeConnection:
     `scope` names another account than the key's: `stripe_account` or `stripe_context`, with its
     id. `meters` has each meter with the monotonic second at which it was read. `pace` is called
     before each request, to wait for its turn; while Stripe is busy (409, 429), a call is repeated
-    for `busy_seconds`.
+    for `busy_seconds`. `answered` has what Stripe answered last to the key's own account.
     """
 
     client: stripe.StripeClient
@@ -92,6 +93,7 @@ class StripeConnection:
     meters: dict[tuple[str, ...], tuple[float, Json]] = field(default_factory=dict)
     busy_seconds: float = BUSY_SECONDS
     pace: Callable[[], object] = no_pacing
+    answered: LastAnswer = field(default_factory=LastAnswer)
 
     def for_scope(self, **scope: str) -> "StripeConnection":
         """Return the connection to another account (docs.stripe.com/connect/authentication)."""
@@ -331,17 +333,28 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
         response = account.client.raw_request(method, path, **options, **account.scope)
         account.clock.hear(response.headers, sent_at)
         answer = response.data
+        note_answer(account, OK)
     except stripe.InvalidRequestError as error:
         account.clock.hear(error.headers, sent_at)
+        note_answer(account, OK)
         now = account.clock.now()
         raise refused_or_failed(error, options.get("timestamp", now), now) from error
     except stripe.StripeError as error:
         account.clock.hear(error.headers, sent_at)
-        raise kind_of_failure(error)(error_reason(error), error.request_id) from error
+        kind = kind_of_failure(error)
+        if kind is not StripeBusy:
+            note_answer(account, error_reason(error))
+        raise kind(error_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
     return answer if isinstance(answer, Mapping) else {}
+
+
+def note_answer(account: StripeConnection, said: str) -> None:
+    """Note that Stripe answers, or why not, unless it is about another account than the key's."""
+    if not account.scope:
+        account.answered.note(said)
 
 
 def kind_of_failure(error: stripe.StripeError) -> type[ReportFailed]:

@@ -37,6 +37,7 @@ ARROWS = {
     "billing.tables": set(),
     "billing.stripe_api": {
         "billing.clock",
+        "service.health",
         "usage",
     },
     "billing.notes": {
@@ -68,6 +69,7 @@ ARROWS = {
         "billing.stripe_api",
         "billing.turns",
         "billing.ways",
+        "service.health",
         "service.logs",
         "service.transport",
         "usage",
@@ -285,7 +287,7 @@ ARROWS = {
         "service.transport",
     },
 }
-FLASK = {"app", "audit.command", "billing.periodic", "billing.replay"}
+FLASK = {"app", "audit.command", "billing.commands", "billing.periodic", "billing.replay"}
 
 
 def imported(path: Path) -> set[str]:

@@ -185,7 +185,19 @@ class Story(Life):
         """Return the invoices of a period that ends then, as they are when all are final."""
         self.to(end + FINAL)
         assert all(invoice["status"] != "draft" for invoice in self.invoices())
+        self.audit()
         return self.billed()
+
+    def audit(self) -> None:
+        """See that the audit finds each line right of whose usage no warning was given."""
+        of_clock = ["--subscription", self.subscription] if self.clock else []
+        span = ["--since", "2023-01-01", "--until", "2030-01-01", *of_clock]
+        runner = self.service.client.application.test_cli_runner()
+        done = runner.invoke(args=["audit", "--rate", "0", "--json", *span])
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        lines = [row for row in rows if row["kind"] == "line" and row["missing"] is not None]
+        if not self.warned("closed", "reset", "changed", "refused", "billed twice"):
+            assert [row for row in lines if row["missing"] != "0"] == []
 
 
 Tell = Callable[..., Story]

@@ -1,5 +1,6 @@
 """Each recipe of docs/runbook.md, as it stands there, after the mishap that it is for."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -222,3 +223,25 @@ def test_each_alert_that_names_a_recipe_finds_it() -> None:
     recipes = [title for title in titles if title.startswith("After ")]
     assert len(recipes) == 5
     assert titles[:5] == recipes
+
+
+def test_with_a_log_of_json_each_line_of_the_commands_is_an_object(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    end = renewal_of_two(world)
+    world.subscribe("other", "meter")
+    down(world)
+    commands = [("report", 1), ("report --dry-run", 1)]
+    failed = [world.command(f".venv/bin/flask {line}", status) for line, status in commands]
+    world.to(end + 6 * HOUR)
+    world.settle()
+    up(world)
+    commands = [("replay --dry-run", 0), ("replay", 0), ("report --dry-run", 0), ("report", 0)]
+    world.retry()
+    commands += [("audit", DIFFERENT), ("audit --repair", DIFFERENT)]
+    printed = [world.command(f".venv/bin/flask {line}", status) for line, status in commands]
+    for text in failed + printed:
+        lines = text.splitlines()
+        assert lines
+        assert all(isinstance(json.loads(line), dict) for line in lines), text

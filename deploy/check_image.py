@@ -117,8 +117,22 @@ def build_base(scratch: Path) -> float:
 def build_image(scratch: Path) -> float:
     """Build what the Dockerfile says, in Docker's format, which has a HEALTHCHECK."""
     began = time.monotonic()
-    buildah(scratch, "build", "--pull-never", "--format", "docker", "--tag", IMAGE, ".")
+    options = ["--pull-never", "--format", "docker", "--tag", IMAGE, *pip_mounts(scratch)]
+    buildah(scratch, "build", *options, ".")
     return time.monotonic() - began
+
+
+def pip_mounts(scratch: Path) -> list[str]:
+    """Return what lends the build how this machine's pip is set up, and the files that names."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"^\S+\.([\w-]+)='(.*)'$", listed, re.M))
+    config = scratch / "pip.conf"
+    lines = [f"{name} = {value}\n" for name, value in found.items()]
+    config.write_text("".join(["[global]\n", *lines]))
+    named = {value: value for value in found.values() if Path(value).exists()}
+    lent = {str(config): "/etc/pip.conf", **named}
+    return [f"--volume={here}:{there}:ro" for here, there in lent.items()]
 
 
 def see_its_user(scratch: Path, container: str, config: dict[str, Any]) -> None:

@@ -272,7 +272,7 @@ def service_from(folder: Path, command: list[str], env: dict[str, str]) -> tuple
             [sys.executable, *command], cwd=folder, env=env, stdout=output, stderr=output
         )
         try:
-            listening = re.compile(r"Listening at: (http://\S+) ")
+            listening = re.compile(r"(?:Listening at:|Running on) (http://\S+)\s")
             found = wait_for(
                 lambda: listening.search((folder / "output").read_text()), "the service", 30
             )
@@ -301,3 +301,10 @@ def test_the_services_options_are_gunicorns_and_win(copy: Path) -> None:
     address, printed = service_from(copy, command, env)
     assert address.startswith("http://127.0.0.1:")
     assert printed.count("Booting worker") == 2
+
+
+@pytest.mark.parametrize("command", [["-m", "service"], ["app.py"]], ids=["service", "python"])
+def test_it_listens_where_it_is_told(copy: Path, command: list[str]) -> None:
+    given = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET, "HOST": "::1", "PORT": free_port()}
+    address, _ = service_from(copy, command, {**os.environ, **given, "PYTHONUNBUFFERED": "1"})
+    assert address == f"http://[::1]:{given['PORT']}"

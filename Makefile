@@ -6,17 +6,21 @@
 # make fuzz    a million hostile requests (half an hour)
 # make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
+# make real-openmeter  the demo and the stories against an OpenMeter that runs, at $OPENMETER_URL
 # make bench   the measurements in bench/README.md (a quarter of an hour)
+# make stripe-mock  what judges our requests to Stripe in the tests; needs Go 1.22
 # make image-check  the image, built by buildah as root and tried (some minutes)
 # make lock    renew requirements*.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
 MUTMUT_VERSION = 3.8.1
+STRIPE_MOCK_NEWEST = v0.203.0
+STRIPE_MOCK_USAGE_RECORDS = v0.162.0
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo play test check check-long fuzz mutants run bench image-check lock
+.PHONY: demo play test check check-long fuzz mutants run bench image-check lock stripe-mock real-openmeter
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -53,11 +57,22 @@ mutants/.venv/installed: requirements.lock Makefile
 	mutants/.venv/bin/pip install -q --disable-pip-version-check mutmut==$(MUTMUT_VERSION)
 	touch $@
 
+real-openmeter: OPENMETER_URL ?= http://localhost:48888
+real-openmeter: $(INSTALLED)
+	.venv/bin/python -m fakes.demo --openmeter "$(OPENMETER_URL)"
+	REAL_OPENMETER="$(OPENMETER_URL)" $(PYTEST) tests/stories/test_life.py
+
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench
 
 image-check: $(INSTALLED)
 	@exec .venv/bin/python -m deploy.check_image
+
+stripe-mock: .stripe-mock/$(STRIPE_MOCK_NEWEST)/stripe-mock .stripe-mock/$(STRIPE_MOCK_USAGE_RECORDS)/stripe-mock
+
+.stripe-mock/%/stripe-mock:
+	@go version 2> /dev/null | grep -Eq 'go1\.(2[2-9]|[3-9][0-9])' || { echo "Go 1.22 or newer is needed: https://go.dev/dl"; exit 1; }
+	CGO_ENABLED=0 GOBIN="$(CURDIR)/.stripe-mock/$*" go install github.com/stripe/stripe-mock@$*
 
 lock:
 	$(PYTHON) -m venv --clear .lock

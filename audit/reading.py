@@ -454,7 +454,8 @@ def read_pending_item(item: Json, source: Source) -> Coverage:
 
     Raises InvalidStripeObject, ReportRefused or ReportFailed.
     """
-    coverage, about = Coverage(), invoice_item_details(item)
+    # Since basil its parent has no `proration`, as its line's has.
+    coverage, about = Coverage(), {"proration": item.get("proration"), **invoice_item_details(item)}
     subscription_id = about.get("subscription")
     if not isinstance(subscription_id, str) or is_repair(item):
         return coverage

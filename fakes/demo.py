@@ -1,13 +1,17 @@
 """Show the whole job, from usage events to invoices, over real HTTP without any account."""
 
+import argparse
 import re
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from fakes.counting import make_meter, send_counted
+from fakes.openmeter_store import DEFAULT_METER
 from fakes.processes import ROOT, Failed, Process, Processes, call, wait_for
 
 ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
@@ -19,23 +23,35 @@ REPORT_LINE = re.compile(r"stripe_customer: .* UTC$", re.M)
 MISSED_LINE = re.compile(r"WARNING: .* a reset ended .*$", re.M)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the demo; any step that goes wrong ends it with exit status 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--openmeter", default="", help="the URL of one that runs, for a stand-in")
+    url = parser.parse_args(argv).openmeter.rstrip("/")
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
-        with Processes() as processes:
+        with Processes(url) as processes:
             service = processes.start_service(api_version=ACACIA)
             print(f"Stand-in of Stripe     {processes.stripe}")
-            print(f"Stand-in of OpenMeter  {processes.openmeter}")
+            print(f"{'OpenMeter' if url else 'Stand-in of OpenMeter':22} {processes.openmeter}")
             print(f"This service           {processes.service}")
+            if url:
+                begin_with_new_customers(processes)
             usage_records(processes, service)
             billing_meter(processes, service)
-            what_was_missed(processes, service)
+            if not url:  # no other goes down when it is told to
+                what_was_missed(processes, service)
     except Failed as error:
         sys.exit(f"The demo failed: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def begin_with_new_customers(processes: Processes) -> None:
+    """Make the meter in an OpenMeter that runs, and customers of whom it knows no usage."""
+    make_meter(processes.openmeter, DEFAULT_METER)
+    call("POST", f"{processes.stripe}/_fake/ids", {"first": int(time.time()) * 100})
 
 
 def usage_records(processes: Processes, service: Process) -> None:
@@ -176,7 +192,7 @@ def use(processes: Processes, customer: str, name: str, at: int, duration: int) 
         "time": datetime.fromtimestamp(at, UTC).isoformat(),
         "data": {"duration": duration},
     }
-    call("POST", f"{processes.openmeter}/api/v1/events", event)
+    send_counted(processes.openmeter, [event])
 
 
 def reports(

@@ -19,7 +19,7 @@ def main() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
-        with Processes(*options) as processes:
+        with Processes(options=options) as processes:
             service = start(processes)
             print("Stand-ins of Stripe and OpenMeter and this service run here; nothing is real.")
             print(f"Open {processes.stripe}/test/subscriptions")

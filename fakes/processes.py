@@ -68,19 +68,22 @@ class Process:
 class Processes:
     """Both stand-ins and the service; leaving the `with` block ends what was started.
 
-    The stand-ins of Stripe and OpenMeter take these options, `--host` and `--port`.
+    With the address of an OpenMeter, that takes the place of its stand-in. The options, `--host`
+    and `--port`, are for the stand-ins of Stripe and of OpenMeter.
     """
 
-    def __init__(self, stripe: Sequence[str] = (), openmeter: Sequence[str] = ()) -> None:
-        self.stand_ins = {"stripe": stripe, "openmeter": openmeter}
+    def __init__(self, openmeter: str = "", options: Sequence[Sequence[str]] = ((), ())) -> None:
+        self.stand_ins = dict(zip(("Stripe", "OpenMeter"), options, strict=True))
         self.running: list[Process] = []
-        self.stripe = self.openmeter = self.service = ""
+        self.stripe = self.service = ""
+        self.openmeter = openmeter
 
     def __enter__(self) -> "Processes":
         try:
             stripe = self.start_stand_in("Stripe")
-            openmeter = self.start_stand_in("OpenMeter")
-            self.stripe, self.openmeter = stripe.address(), openmeter.address()
+            if not self.openmeter:
+                self.openmeter = self.start_stand_in("OpenMeter").address()
+            self.stripe = stripe.address()
         except BaseException:
             self.stop()
             raise
@@ -107,8 +110,7 @@ class Processes:
 
     def start_stand_in(self, name: str) -> Process:
         """Start the stand-in of Stripe or OpenMeter."""
-        module = name.lower()
-        command = [sys.executable, "-m", f"fakes.{module}_api", *self.stand_ins[module]]
+        command = [sys.executable, "-m", f"fakes.{name.lower()}_api", *self.stand_ins[name]]
         return self.start(f"the {name} stand-in", command)
 
     def environment(self) -> dict[str, str]:
@@ -180,8 +182,8 @@ class Processes:
 
 def wait_for(ready: Callable[[], T | None], what: str, seconds: float) -> T:
     """Poll until there is a result; raise Failed when the time is up."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = time.perf_counter() + seconds  # which no test sets
+    while time.perf_counter() < deadline:
         result = ready()
         if result is not None and result is not False:
             return result

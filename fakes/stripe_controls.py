@@ -1,5 +1,7 @@
 """What real Stripe has in its dashboard or not at all, under `/_fake/`."""
 
+import itertools
+
 from flask import Flask, request
 
 from fakes.stripe_events import report_meter_errors
@@ -62,6 +64,13 @@ def add_controls(app: Flask, api: Api) -> None:
     def tell_meter_errors() -> Record:
         with api.lock:
             return {"events": report_meter_errors(api)}
+
+    @app.post("/_fake/ids")
+    def number_ids() -> Record:
+        first = int(request.get_json()["first"])
+        with api.lock:
+            api.account.numbers = itertools.count(first)
+        return {"first": first}
 
     @app.post("/_fake/advance")
     def skip_time() -> Record:

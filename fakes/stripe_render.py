@@ -29,7 +29,7 @@ def render_item(item: Record, subscription: Record, version: str) -> Record:
     """Return a subscription item; since basil it carries its period."""
     hidden = OF_ITEMS | ({"quantity"} if item["quantity"] is None else set())
     shown = {key: value for key, value in item.items() if key not in hidden}
-    shown |= {"object": "subscription_item", "price": render_price(item["price"])}
+    shown |= {"object": "subscription_item", "price": render_price(item["price"]), "discounts": []}
     if version >= BASIL:
         shown["current_period_start"] = item["start"]
         shown["current_period_end"] = item["end"]
@@ -45,6 +45,9 @@ def render_subscription(state: Record, version: str) -> Record:
     shown |= {
         "object": "subscription",
         "billing_cycle_anchor": state["anchor"],
+        "collection_method": "charge_automatically",
+        "currency": items[0]["price"]["currency"] if items else "usd",
+        "discounts": [],
         "items": {
             "object": "list",
             "data": items[:EVENT_ITEMS],
@@ -83,13 +86,18 @@ def render_lines(invoice: Record, price_of: PriceOf, version: str) -> list[Recor
                     "amount": amount,
                     "currency": price["currency"] if price else line["currency"],
                     "description": line.get("description"),
+                    "discountable": not line.get("proration", False),
+                    "discounts": [],
                     "invoice": invoice["id"],
+                    "livemode": False,
                     "metadata": line.get("metadata", {}),
                     "period": {"start": line["start"], "end": line["end"]},
                     "quantity": int(quantity),
                     **line_references(line, invoice, price, version),
                 }
             )
+            if version >= BASIL:
+                lines[-1]["subtotal"] = amount
             if version >= QUANTITY_DECIMAL:
                 lines[-1]["quantity_decimal"] = f"{quantity:f}"
     return lines
@@ -127,6 +135,7 @@ def render_invoice(invoice: Record, price_of: PriceOf, version: str) -> Record:
     hidden = ("accepted_at", "finalized_at")
     shown = {key: value for key, value in invoice.items() if key not in hidden}
     shown |= {"object": "invoice", "amount_due": max(0, invoice["total"]), "currency": "usd"}
+    shown |= {"subtotal": invoice["total"], "discounts": []}
     shown["number"] = None if invoice["status"] == "draft" else f"N-{invoice['id'][3:]}"
     is_scheduled = invoice["status"] == "draft" and invoice["auto_advance"]
     shown["automatically_finalizes_at"] = finalization(invoice) if is_scheduled else None
@@ -150,21 +159,27 @@ def render_invoice_item(item: Record, price_of: PriceOf, version: str) -> Record
     """Return an invoice item, which waits for an invoice or is on one."""
     line = item["line"]
     price = price_of(line["price"]) if line["price"] else None
-    shown = {key: value for key, value in item.items() if key != "line"}
+    hidden = ("created", "line", "subscription")
+    shown = {key: value for key, value in item.items() if key not in hidden}
     shown |= {
         "object": "invoiceitem",
         "amount": line["amount"],
         "currency": price["currency"] if price else line["currency"],
         "date": item["created"],
+        "discountable": not item["proration"],
         "period": {"start": line["start"], "end": line["end"]},
         "quantity": int(line["quantity"]),
     }
     if version >= QUANTITY_DECIMAL:
         shown["quantity_decimal"] = f"{line['quantity']:f}"
+    subscription = item["subscription"]
     if version < BASIL:
-        return shown | {"price": price and render_price(price)}
+        return shown | {"price": price and render_price(price), "subscription": subscription}
     details = price and {"price": price["id"], "product": price["product"]}
-    return shown | {"pricing": details and {"type": "price_details", "price_details": details}}
+    about = {"subscription": subscription, "subscription_item": None}
+    parent = subscription and {"type": "subscription_details", "subscription_details": about}
+    pricing = details and {"type": "price_details", "price_details": details}
+    return shown | {"parent": parent, "pricing": pricing}
 
 
 def previous_attributes(before: Record, after: Record) -> Record:

@@ -1,6 +1,8 @@
 """Both stand-ins on loopback, the service in front of them, and signed events."""
 
+import itertools
 import json
+import os
 import random
 import signal
 import socket
@@ -11,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from flask import Flask
@@ -22,12 +24,16 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 import app
 from fakes import openmeter_api, stripe_api
+from fakes.counting import make_meter, send_counted
+from fakes.openmeter_store import DEFAULT_METER
 from fakes.processes import STRIPE_KEY, WEBHOOK_SECRET, Process, call
 from fakes.serving import QuietHandler
 from service import settings
 
 KEY, SECRET, TOKEN = "sk_test_7Kq2", "whsec_9Zr4", "om_token_3Xw8"
 SECRETS = (KEY, SECRET, TOKEN, STRIPE_KEY, WEBHOOK_SECRET)
+# See `make real-openmeter`.
+REAL_OPENMETER = os.environ.get("REAL_OPENMETER", "").rstrip("/")
 ACACIA, ENDIVE = "2025-02-24.acacia", "2026-10-28.endive"
 # Wed Jun 07 2023 14:20:30 UTC: nothing of the minute, the hour or the day is round.
 START, END = 1_686_147_630, 1_688_739_630
@@ -35,7 +41,8 @@ DAY = 86_400
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.allow_hosts = "127.0.0.1,::1,localhost"
+    hosts = ["127.0.0.1", "::1", "localhost", urlsplit(REAL_OPENMETER).hostname]
+    config.option.allow_hosts = ",".join(filter(None, hosts))
 
 
 @pytest.fixture(autouse=True)
@@ -223,15 +230,21 @@ class Stripe(StandIn):
 
 @dataclass
 class OpenMeter(StandIn):
-    """OpenMeter's stand-in."""
+    """OpenMeter's stand-in, or a real one that somebody has running."""
 
     count: int = 0
+    is_real: bool = False
+
+    def fake(self, method: str, path: str, body: Any = None) -> Any:
+        if self.is_real:
+            pytest.skip("only OpenMeter's stand-in does this when it is told to")
+        return super().fake(method, path, body)
 
     def meter(self, slug: str, aggregation: str = "SUM") -> None:
         fields = {"aggregation": aggregation, "eventType": slug}
         if aggregation != "COUNT":
             fields["valueProperty"] = "$.duration"
-        call("POST", f"{self.url}/api/v1/meters", {"slug": slug, **fields})
+        make_meter(self.url, {"slug": slug, **fields})
 
     def use(
         self,
@@ -243,9 +256,14 @@ class OpenMeter(StandIn):
         events = []
         for value in values:
             self.count += 1
-            event = {"id": str(self.count), "source": "test", "specversion": "1.0", "type": kind}
+            name = f"{subject} {self.count}"
+            event = {"id": name, "source": "test", "specversion": "1.0", "type": kind}
             events.append({**event, "subject": subject, "time": time, "data": {"duration": value}})
-        call("POST", f"{self.url}/api/v1/events", events, {"Authorization": f"Bearer {TOKEN}"})
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        if self.is_real:
+            send_counted(self.url, events, token)
+        else:
+            call("POST", f"{self.url}/api/v1/events", events, token)
 
 
 @pytest.fixture
@@ -255,6 +273,8 @@ def stripe_fake() -> Iterator[Stripe]:
     account = application.extensions["api"].account
     # The tests' subscriptions live on test clocks, which `flask report` would not list.
     account.lists_test_clocks = True
+    if REAL_OPENMETER:  # which remembers the customers of all tests
+        account.numbers = itertools.count(random.getrandbits(40))
     yield Stripe(f"http://127.0.0.1:{server.server_port}", account=account)
     server.shutdown()
     server.server_close()
@@ -262,6 +282,10 @@ def stripe_fake() -> Iterator[Stripe]:
 
 @pytest.fixture
 def openmeter_fake() -> Iterator[OpenMeter]:
+    if REAL_OPENMETER:
+        make_meter(REAL_OPENMETER, DEFAULT_METER)
+        yield OpenMeter(REAL_OPENMETER, is_real=True)
+        return
     server = serve(openmeter_api.create_app())
     yield OpenMeter(f"http://127.0.0.1:{server.server_port}")
     server.shutdown()

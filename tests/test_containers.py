@@ -206,7 +206,7 @@ def test_what_is_joined_to_openmeters_network_is_compose_too() -> None:
 
 
 def test_a_stand_in_listens_where_it_is_told() -> None:
-    with Processes(openmeter=["--host", "::1"]) as processes:
+    with Processes(options=[[], ["--host", "::1"]]) as processes:
         port = processes.openmeter.rpartition(":")[2]
         assert answers(f"http://[::1]:{port}/api/v1/meters")
         with pytest.raises(OSError, match="refused"):

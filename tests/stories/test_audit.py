@@ -107,6 +107,18 @@ def test_a_price_changed_in_flexible_mode_leaves_none(tell: Tell) -> None:
     ]
 
 
+def test_an_invoice_item_that_prorates_bills_no_usage_while_it_waits(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(FLEXIBLE, "A")
+    story.used(1_000, T - DAY)
+    story.to(T)
+    story.change("B")
+    story.deliver()
+    (waiting,) = story.stripe.account.all("invoiceitem")
+    waiting["proration"] = True
+    assert figures(rows(story, status=3)) == [("gap", "1000", "0", "1000", None)]
+
+
 @MODES
 def test_swapped_items_leave_a_gap_in_classic_mode_only(tell: Tell, mode: str) -> None:
     story = tell()
@@ -277,7 +289,7 @@ def test_a_repair_is_listed_and_made_after_a_yes_only(tell: Tell) -> None:
     assert result.exit_code == 0, result.output
     (item,) = invoice_items(story)
     assert (item["quantity"], item["amount"], item["invoice"]) == (2, 20, None)
-    assert item["subscription"] == story.subscription
+    assert item["parent"]["subscription_details"]["subscription"] == story.subscription
     assert item["metadata"]["om_units"] == "2"
     assert item["period"]["end"] == T
 
@@ -358,7 +370,7 @@ def test_a_subscription_that_is_over_is_repaired_on_the_customers_next_invoice(t
     result = audit(story, "--repair", "--yes")
     assert result.exit_code == 0
     assert f"no subscription ({story.subscription} is over): 0.20 USD" in result.stdout
-    assert invoice_items(story)[0]["subscription"] is None
+    assert invoice_items(story)[0]["parent"] is None
 
 
 def test_amounts_over_are_listed_and_never_credited(tell: Tell) -> None:

@@ -88,6 +88,11 @@ class Story(Life):
     def openmeter(self) -> OpenMeter:
         return self.service.openmeter
 
+    @property
+    def other(self) -> str:
+        """Return a subject that is no customer."""
+        return f"other than {self.customer}"
+
     def to(self, at: int) -> None:
         """Let time go on to a second, with all that comes due."""
         if self.clock:
@@ -1014,7 +1019,7 @@ def test_what_was_paused_after_its_renewal_is_closed_all_the_same(
     ("before", "after"),
     [
         ({f"items[0]{OM}": "m_wrong"}, {f"items[0]{OM}": "m1"}),
-        ({"metadata[om_subject]": "somebody"}, {"metadata[om_subject]": ""}),
+        ({"metadata[om_subject]": "{other}"}, {"metadata[om_subject]": ""}),
     ],
     ids=["meter", "subject"],
 )
@@ -1022,11 +1027,11 @@ def test_an_old_event_puts_no_total_of_its_own_over_a_newer_usage_record(
     tell: Tell, version: str, clocked: bool, before: dict[str, str], after: dict[str, str]
 ) -> None:
     story = tell(version, clocked=clocked)
-    form = {f"items[0]{OM}": "m1", **before}
-    story.subscribe(CLASSIC, "bare R", **form)
+    form = {name: value.format(other=story.other) for name, value in before.items()}
+    story.subscribe(CLASSIC, "bare R", **{f"items[0]{OM}": "m1", **form})
     story.use(100, T - 60)
     story.use(9_000, T - 60, "m_wrong")
-    story.use(9_000, T - 60, subject="somebody")
+    story.use(9_000, T - 60, subject=story.other)
     story.to(T)
     story.touch()
     old = story.fresh()[-1]
@@ -1427,7 +1432,7 @@ def test_an_empty_openmeter_sets_nobody_to_zero(
 def test_where_somebody_had_usage_no_rows_are_zero(tell: Tell, way: tuple[str, str]) -> None:
     story = tell()
     story.subscribe(*way)
-    story.use(9, T - 60, subject="somebody")
+    story.use(9, T - 60, subject=story.other)
     story.to(T)
     result = story.run()
     assert result.exit_code == 0
@@ -1468,9 +1473,9 @@ def test_another_subject_in_mid_period_is_warned_of_with_both_totals(
     story = tell(version)
     story.subscribe(*way)
     story.used(111, T - DAY)
-    story.use(37, T - 60, subject="somebody")
+    story.use(37, T - 60, subject=story.other)
     story.to(T)
-    story.update(**{"metadata[om_subject]": "somebody"})
+    story.update(**{"metadata[om_subject]": story.other})
     story.deliver(seconds=late)
     (said,) = story.warned()
     assert story.warned("changed") == [said]

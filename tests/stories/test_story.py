@@ -269,5 +269,5 @@ def test_a_step_that_goes_wrong_ends_the_demo_with_status_1(
 ) -> None:
     monkeypatch.setattr(demo, name, value)
     with pytest.raises(SystemExit, match=f"The demo failed: (?s:.)*{reason}"):
-        demo.main()
+        demo.main([])
     assert listening(capsys.readouterr().out) == []

@@ -1,0 +1,1 @@
+"""What the service and its stand-in of Stripe say, held against what Stripe publishes."""

@@ -17,6 +17,7 @@ COPY --from=packages /srv/openmeter-stripe/.venv .venv
 COPY app.py usage.py gunicorn.conf.py ./
 COPY audit audit
 COPY billing billing
+COPY doctor doctor
 COPY service service
 # A port above 1023 needs no rights; all files are root's, and only /tmp is written to
 USER 10001:10001

@@ -83,9 +83,13 @@ lock:
 		--no-emit-index-url --constraints requirements.lock --output-file requirements-run.lock requirements.txt
 	rm -rf .lock
 
+# Each way in which this can fail says so in one line.
 $(INSTALLED): requirements.lock
+	@command -v $(PYTHON) > /dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or make PYTHON=/path/to/python ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) has no venv module: install it, on Debian python3-venv"; exit 1; }
 	@echo "Installing the pinned packages into .venv, about 20 s ..."
 	@$(PYTHON) -m venv --clear .venv
-	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock 2> .venv/pip.log \
+		|| { echo "The packages did not come: is the network there, and pip's package index? .venv/pip.log has more"; exit 1; }
 	@touch $(INSTALLED)

@@ -31,10 +31,11 @@ from billing.clock import StripeClock
 from billing.items import STRIPE_ID, InvalidStripeObject
 from billing.reports import Outcome, Services, milliseconds_since
 from billing.stripe_api import StripeConnection, stripe_state
+from doctor.command import doctor_command
 from service import logs, metrics
 from service.clients import create_clients
 from service.health import Check, Readiness
-from service.settings import load_environment, read_settings, secrets_of
+from service.settings import key_kind, load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
 
@@ -48,9 +49,11 @@ DELIVERY_SECONDS = 38
 # twelve times an hour: an account's reads are limited (docs.stripe.com/rate-limits).
 QUIET_SECONDS, PROBE_RATE = 300, Rate(2, 10 * Duration.MINUTE)
 RESENT = (
-    "a resent event stays as it was; mend it in Stripe, which sends a new event, or run "
-    "flask report --subscription"
+    "nothing is reported, and Stripe sends this event again for up to three days, as it was; "
+    "mend its object in Stripe, which sends a new event, or run flask report --subscription"
 )
+# The settings that commands and app.py look up; none is a secret but the heartbeat's.
+CONFIG = ("HOST", "PORT", "HEARTBEAT_URL", "LOG_FORMAT", "STRIPE_API_BASE", "OPENMETER_URL")
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
 log = logging.getLogger("app")
@@ -160,7 +163,9 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     """Answer an HTTP error as JSON, and log it."""
     code, said = int(error.code or 0), f"answered {error.code}: {error.description}"
     if request.endpoint == "webhook":
-        log_delivery(logging.WARNING, said, code, outcome_of(code))
+        # A genuine one that nothing is reported for needs somebody; any other needs a look.
+        level = logging.ERROR if code == UNPROCESSABLE_ENTITY else logging.WARNING
+        log_delivery(level, said, code, outcome_of(code))
     else:
         log.info(said)  # a scanner's, or a path mistyped
     response = error.get_response()
@@ -189,12 +194,14 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     services = build_services(settings)
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
-    kept = ("HOST", "PORT", "HEARTBEAT_URL", "LOG_FORMAT")
-    app.config.update({name: settings[name] for name in kept})
+    app.config.update({name: settings[name] for name in CONFIG})
+    app.config["WEBHOOK_SECRETS"] = len(settings["STRIPE_WEBHOOK_SECRET"] or ())
+    app.config["KEY_KIND"] = key_kind(settings["STRIPE_KEY"])
     app.extensions["services"] = services
     app.cli.add_command(periodic.report_command)
     app.cli.add_command(replay.replay_command)
     app.cli.add_command(audit_command)
+    app.cli.add_command(doctor_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
@@ -224,6 +231,7 @@ def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
     """Log a line for each outcome, and neither log nor answer secrets."""
     hidden = logs.SecretFilter(*secrets_of(settings))
     logs.configure_logger(app.logger, default_handler, settings["LOG_FORMAT"], hidden)
+    app.extensions["secrets"] = hidden
 
     @app.before_request
     def begin_request() -> None:

@@ -16,7 +16,8 @@ from dotenv import dotenv_values
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
 STRIPE = "https://api.stripe.com"
-LIVE_KEYS = ("sk_live_", "rk_live_")
+KEYS = re.compile(r"(sk|rk|sk_org)_[!-~]+")
+HOUR = 3_600
 ODD_ANSWER = (AttributeError, LookupError, TypeError, ValueError)
 DASHBOARD = {
     "meter": "meters",
@@ -34,6 +35,7 @@ class SeededObject(NamedTuple):
     kind: str
     id: str
     is_new: bool = True
+    period_start: int = 0
     period_end: int = 0
 
 
@@ -51,14 +53,14 @@ def main(argv: list[str] | None = None) -> None:
             link = f"{dashboard}/{DASHBOARD[made.kind]}/{made.id}"
             print(f"Stripe {made.kind} {state}: {link}", flush=True)
     except stripe.StripeError as error:
-        sys.exit(failure_message(done, options, error_message(error)))
+        sys.exit(failure_message(done, options, error_message(error, base_url(found))))
     except ODD_ANSWER:
         said = "the answer is not Stripe's. Check STRIPE_API_BASE, then run this again."
         sys.exit(failure_message(done, options, said))
     except KeyboardInterrupt:
         sys.exit(failure_message(done, options, "interrupted."))
     if options.test_clock:
-        print_advances(done)
+        print_walk(done)
 
 
 def environment() -> dict[str, str | None]:
@@ -99,7 +101,7 @@ def meter_slug(slug: str) -> str:
 
 def dashboard_of(found: Mapping[str, str | None]) -> str:
     """Return where the links lead: to Stripe's dashboard, or where another Stripe answers."""
-    base = (found.get("STRIPE_API_BASE") or STRIPE).rstrip("/")
+    base = base_url(found)
     if base == STRIPE:
         return "https://dashboard.stripe.com"
     print(f"STRIPE_API_BASE is not Stripe's: the links lead to {base}.", flush=True)
@@ -109,19 +111,30 @@ def dashboard_of(found: Mapping[str, str | None]) -> str:
 def connect(found: Mapping[str, str | None], options: argparse.Namespace) -> stripe.StripeClient:
     """Return a client of the key's account, or end before any call if the key will not do."""
     key = found.get("STRIPE_KEY") or ""
-    if not re.fullmatch(r"[!-~]+", key):
-        sys.exit("STRIPE_KEY is missing or not valid: copy .env.example to .env and set it there.")
-    if key.startswith(LIVE_KEYS) and not options.live:
+    if not key:
+        sys.exit("STRIPE_KEY is missing: copy .env.example to .env and set it there.")
+    if not KEYS.fullmatch(key):
+        sys.exit("STRIPE_KEY is no secret key (sk_...) and no restricted one (rk_...).")
+    if "_live_" in key and not options.live:
         sys.exit("STRIPE_KEY is a live key: use a test key, or give --live if you mean it.")
+    if "_live_" not in key and options.live:
+        sys.exit("STRIPE_KEY is no live key: leave out --live, or use a live key.")
     stripe.enable_telemetry = False
-    base = found.get("STRIPE_API_BASE") or STRIPE
     return stripe.StripeClient(
         key,
         stripe_version=None if options.billing == "meter" else USAGE_RECORD_VERSION,
-        base_addresses={"api": base.rstrip("/")},
+        base_addresses={"api": base_url(found)},
         max_network_retries=1,
         http_client=stripe.RequestsClient(timeout=(3, 8)),
     )
+
+
+def base_url(found: Mapping[str, str | None]) -> str:
+    """Return where Stripe's API answers, or end if it is no address."""
+    base = (found.get("STRIPE_API_BASE") or STRIPE).rstrip("/")
+    if not re.match("https?://", base):
+        sys.exit("STRIPE_API_BASE lacks http:// or https:// before it.")
+    return base
 
 
 def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[SeededObject]:
@@ -140,7 +153,8 @@ def seed(client: stripe.StripeClient, options: argparse.Namespace) -> Iterator[S
             "items": [{"price": price_id, "metadata": {"om_meter_id": options.meter}}],
         }
     )
-    yield SeededObject("subscription", subscription.id, period_end=period_end(subscription))
+    start, end = period(subscription)
+    yield SeededObject("subscription", subscription.id, period_start=start, period_end=end)
 
 
 def find_or_create_price(
@@ -173,10 +187,10 @@ def seed_customer(client: stripe.StripeClient, *, on_test_clock: bool) -> Iterat
     yield SeededObject("customer", customer_id)
 
 
-def period_end(subscription: stripe.Subscription) -> int:
-    """Return the end of the running period, which since basil stands on the item."""
+def period(subscription: stripe.Subscription) -> tuple[int, int]:
+    """Return start and end of the running period, which since basil stand on the item."""
     holder = subscription if "current_period_end" in subscription else subscription["items"].data[0]
-    return int(holder["current_period_end"])
+    return int(holder["current_period_start"]), int(holder["current_period_end"])
 
 
 def find_or_create_billing_meter(client: stripe.StripeClient, event_name: str) -> SeededObject:
@@ -228,10 +242,10 @@ def failure_message(done: list[SeededObject], options: argparse.Namespace, said:
     return f"Stripe {kinds[len(done)]} not created: {said} Done by then: {by_then}."
 
 
-def error_message(error: stripe.StripeError) -> str:
+def error_message(error: stripe.StripeError, base: str) -> str:
     """Say on one line, without showing a part of the key, what failed and what to do."""
     if isinstance(error, stripe.APIConnectionError):
-        cause = type(error.__cause__).__name__
+        cause = f"{type(error.__cause__).__name__} at {base}"
         return f"no answer ({cause}). Check STRIPE_API_BASE and the network, then run this again."
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
         return f"Stripe answered {error.http_status}. Check STRIPE_KEY and its permissions."
@@ -243,11 +257,26 @@ def error_message(error: stripe.StripeError) -> str:
     return f"Stripe answered {error.http_status}: {said} Mend that, then run this again."
 
 
-def print_advances(done: list[SeededObject]) -> None:
-    """Print how to advance the test clock over the renewal, and past the draft hour."""
-    clock = next(made.id for made in done if made.kind == "test clock")
-    for at in (done[-1].period_end + 60, done[-1].period_end + 3 * 3_600):
-        print(f"stripe post /v1/test_helpers/test_clocks/{clock}/advance -d frozen_time={at}")
+def print_walk(done: list[SeededObject]) -> None:
+    """Print what to do in which order, from usage to the final invoice.
+
+    Stripe takes no usage record of a period's first second, at which the test clock stands, nor of
+    one that has ended: so its time has to go on, but not past the period, before the report.
+    """
+    ids = {made.kind: made.id for made in done}
+    start, end = done[-1].period_start, done[-1].period_end
+    advance = f"stripe post /v1/test_helpers/test_clocks/{ids['test clock']}/advance -d frozen_time"
+    print(
+        f"# 1. Use: send OpenMeter usage of the subject {ids['customer']}, as of now",
+        "# 2. Advance, within the period",
+        f"{advance}={min(start + HOUR, end - 1)}",
+        "# 3. Report",
+        f".venv/bin/flask report --subscription {ids['subscription']}",
+        "# 4. Advance over the renewal, then past the draft hour: the invoice is final",
+        f"{advance}={end + 60}",
+        f"{advance}={end + 3 * HOUR}",
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, ROUND_UP, Decimal
-from http.client import FORBIDDEN, OK, UNAUTHORIZED
+from http.client import FORBIDDEN, NOT_FOUND, OK, UNAUTHORIZED
 from typing import Any
 from urllib.parse import urlencode
 
 import openmeter
 from corehttp.exceptions import BaseError, HttpResponseError, IncompleteReadError
-from corehttp.rest import HttpRequest
+from corehttp.rest import HttpRequest, HttpResponse
 
 # The most subjects that one query takes (openmeter.io/docs/api, queryMeterPost).
 MAX_SUBJECTS = 100
@@ -52,7 +52,7 @@ def total(
         query = {"subject": subject, **query}
     target = f"/api/v1/meters/{meter}/query?{urlencode(query)}"
     try:
-        return parse_total(fetch_body(client, HttpRequest("GET", target)))
+        return parse_total(fetch_body(client, HttpRequest("GET", target), meter))
     except QueryFailed as error:
         raise QueryFailed(f"meter {meter}: {error}") from error
 
@@ -76,7 +76,7 @@ def totals(
         query["subject"] = subjects
     request = HttpRequest("POST", f"/api/v1/meters/{meter}/query", json=query)
     try:
-        found = parse_totals(fetch_body(client, request))
+        found = parse_totals(fetch_body(client, request, meter))
     except QueryFailed as error:
         raise QueryFailed(f"meter {meter}: {error}") from error
     return found if subjects is None else {name: found[name] for name in subjects if name in found}
@@ -102,32 +102,52 @@ def openmeter_state(client: openmeter.Client, meter: str, at: datetime) -> str:
     return "ok"
 
 
-def fetch_body(client: openmeter.Client, request: HttpRequest) -> str:
-    """Return the body that OpenMeter answers a request with. Raises QueryFailed."""
+def fetch_body(client: openmeter.Client, request: HttpRequest, meter: str | None = None) -> str:
+    """Return the body that OpenMeter answers a request with, about a meter if it names one.
+
+    Raises QueryFailed.
+    """
     try:
         # Not the typed call: it turns the numbers into floats before anybody can see them.
         response = client.send_request(request)
     except IncompleteReadError as error:
-        raise QueryFailed("OpenMeter did not answer (IncompleteReadError)") from error
+        cause = cause_text(error.inner_exception or error)
+        raise QueryFailed(f"OpenMeter did not answer ({cause})") from error
     except (HttpResponseError, RecursionError) as error:
         status = getattr(error, "status_code", None) or "unknown"
         raise QueryFailed(f"OpenMeter's answer is unreadable (status {status})") from error
     except BaseError as error:
-        cause = type(error.inner_exception or error).__name__
+        cause = cause_text(error.inner_exception or error)
         raise QueryFailed(f"OpenMeter did not answer ({cause})") from error
-    body = str(response.text())
     if response.status_code != OK:
-        raise QueryFailed(f"OpenMeter answered {problem_text(response.status_code, body)}")
-    return body
+        raise QueryFailed(f"OpenMeter answered {problem_text(response, meter)}")
+    return str(response.text())
 
 
-def problem_text(status: int, body: str) -> str:
-    """Return the status, and the detail of an `application/problem+json` (RFC 9457)."""
+def cause_text(error: BaseException) -> str:
+    """Return what the transport noted of an error, such as the address; else what kind it is."""
+    return "; ".join(getattr(error, "__notes__", [])) or type(error).__name__
+
+
+def problem_text(response: HttpResponse, meter: str | None) -> str:
+    """Return the status, and the detail of an `application/problem+json` (RFC 9457).
+
+    OpenMeter's 404 of a meter names it; any other is of a path that it has not.
+    """
+    status = response.status_code
     try:
-        detail = json.loads(body)["detail"]
+        detail = one_line(json.loads(str(response.text()))["detail"])
     except (ValueError, LookupError, TypeError, RecursionError):
-        return str(status)
-    return str(status) if status in (UNAUTHORIZED, FORBIDDEN) else f"{status}: {one_line(detail)}"
+        detail = ""
+    if status == NOT_FOUND:
+        is_problem = str(response.content_type).startswith("application/problem+json")
+        if meter and meter in detail and is_problem:
+            return f"{status}, no such meter: {detail}"
+        return (
+            f"{status}, no such path: OPENMETER_URL leads to something else, or has a path too many"
+        )
+    is_of_token = status in (UNAUTHORIZED, FORBIDDEN)
+    return f"{status}: {detail}" if detail and not is_of_token else str(status)
 
 
 def parse_total(body: str) -> Decimal | None:

@@ -18,7 +18,7 @@ from tenacity import (
 
 from billing.clock import StripeClock
 from service.health import OK, LastAnswer
-from usage import one_line
+from usage import cause_text, one_line
 
 MAX_PAGES = 10
 # The most that Stripe gives in one page (docs.stripe.com/api/pagination).
@@ -394,7 +394,7 @@ def is_of_past(error: stripe.InvalidRequestError, timestamp: int, now: int) -> b
 def error_reason(error: stripe.StripeError) -> str:
     """Say what failed, without an answer's body or anything that shows a part of the key."""
     if isinstance(error, stripe.APIConnectionError):
-        return f"Stripe did not answer ({type(error.__cause__).__name__})"
+        return f"Stripe did not answer ({cause_text(error.__cause__ or error)})"
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
         return f"Stripe answered {error.http_status}: STRIPE_KEY is wrong or lacks a permission"
     if isinstance(error, stripe.APIError):

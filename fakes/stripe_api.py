@@ -11,6 +11,7 @@ from fakes.pages import Beside, stripe
 from fakes.serving import Faults, serve
 from fakes.stripe_accounts import Accounts, account_of
 from fakes.stripe_controls import add_controls
+from fakes.stripe_endpoints import add_destinations, add_endpoints
 from fakes.stripe_events import add_events
 from fakes.stripe_http import Api, in_bounds
 from fakes.stripe_store import BASIL, Clock, Record, StripeError, integer, is_true
@@ -57,6 +58,8 @@ def account_app(clock: Clock, name: str | None = None) -> Flask:
     add_meters(app, api)
     add_time(app, api)
     add_events(app, api)
+    add_endpoints(app, api)
+    add_destinations(app, api)
     add_controls(app, api)
     return app
 

@@ -53,6 +53,12 @@ PARAMETERS = {
     },
     "meter event": {"event_name", "identifier", "payload", "timestamp"},
     "test clock": {"frozen_time", "name"},
+    "webhook endpoint": {
+        "api_version", "connect", "description", "enabled_events", "metadata", "url",
+    },
+    "webhook endpoint update": {
+        "description", "disabled", "enabled_events", "metadata", "url",
+    },
 }  # fmt: skip
 BOUNDS: dict[str, Callable[[int, int], bool]] = {
     "gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le,

@@ -42,8 +42,10 @@ def create_clients(
     """
     # Its telemetry would write a file into the user's home.
     stripe.enable_telemetry = False
-    stripe_session = http_session(settings["STRIPE_API_BASE"], observe("stripe"))
-    openmeter_session = http_session(settings["OPENMETER_URL"], observe("openmeter"))
+    stripe_session, openmeter_session = (
+        http_session(settings[name], observe(service), name)
+        for service, name in (("stripe", "STRIPE_API_BASE"), ("openmeter", "OPENMETER_URL"))
+    )
     stripe_client = stripe.StripeClient(
         settings["STRIPE_KEY"],
         base_addresses={"api": settings["STRIPE_API_BASE"]},

@@ -19,6 +19,16 @@ IPV6 = 6
 # (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
 MOST_GRACE_HOURS = 72
 ENV_FILE = Path(__file__).parent.parent / ".env"
+SIGNING_SECRET = "a webhook's signing secret"  # noqa: S105 - what it is called
+API_KEYS = ("a secret key", "a restricted key", "an organization's key")
+# How what Stripe gives out begins (docs.stripe.com/keys, docs.stripe.com/webhooks).
+KINDS = {
+    "sk_org_": API_KEYS[2],
+    "sk_": API_KEYS[0],
+    "rk_": API_KEYS[1],
+    "pk_": "a publishable key",
+    "whsec_": SIGNING_SECRET,
+}
 
 
 class StartupExit(SystemExit):
@@ -41,13 +51,40 @@ def secret(value: str) -> str:
     return value
 
 
-def secrets(value: str) -> tuple[str, ...]:
-    """Accept a secret, or some separated by commas: each destination of events has its own."""
-    return tuple(secret(part.strip(" ")) for part in value.split(","))
+def key_kind(value: str) -> str:
+    """Return what a key or secret of Stripe's is, by how it begins; empty if it is none."""
+    return next((kind for start, kind in KINDS.items() if value.startswith(start)), "")
+
+
+def not_of_kind(kind: str) -> str:
+    """Say that a value is of another kind; nothing of it is shown."""
+    return f"not {kind}" if kind else "which it is not"
+
+
+def stripe_key(value: str) -> str:
+    """Accept a key that calls can be made with (docs.stripe.com/keys)."""
+    if (kind := key_kind(secret(value))) not in API_KEYS:
+        wanted = "a secret key (sk_...) or a restricted one (rk_...)"
+        raise ValueError(f"must be {wanted}, {not_of_kind(kind)}")
+    return value
+
+
+def webhook_secret(value: str) -> str:
+    """Accept what deliveries are signed with (docs.stripe.com/webhooks)."""
+    if (kind := key_kind(secret(value))) != SIGNING_SECRET:
+        raise ValueError(f"must be {SIGNING_SECRET} (whsec_...), {not_of_kind(kind)}")
+    return value
+
+
+def webhook_secrets(value: str) -> tuple[str, ...]:
+    """Accept one, or some separated by commas: each destination of events has its own."""
+    return tuple(webhook_secret(part.strip(" ")) for part in value.split(","))
 
 
 def base_url(value: str) -> str:
     """Accept an http(s) address without user name or query, and drop a trailing slash."""
+    if "://" not in value:
+        raise ValueError("must be an address with http:// or https:// before it, which is missing")
     try:
         url = urlsplit(value)
         host = (url.hostname or "").encode("idna")
@@ -57,6 +94,18 @@ def base_url(value: str) -> str:
     if not good or re.search(r"[\s@?#]", value):
         raise ValueError("must be an address such as https://openmeter.example/path")
     return value.rstrip("/")
+
+
+def api_base(calls: str) -> Callable[[str], str]:
+    """Accept such an address that does not end in the path that each call begins with."""
+
+    def address(value: str) -> str:
+        base, found, _ = f"{base_url(value)}/".partition(f"{calls}/")
+        if found:
+            raise ValueError(f"must be {base}, without the {calls} of each call")
+        return base.rstrip("/")
+
+    return address
 
 
 def secret_url(value: str) -> str:
@@ -107,10 +156,10 @@ def grace_hours(value: str) -> int:
 
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
-    "STRIPE_KEY": (None, secret),
-    "STRIPE_WEBHOOK_SECRET": (None, secrets),
-    "STRIPE_API_BASE": ("https://api.stripe.com", base_url),
-    "OPENMETER_URL": ("http://localhost:8888", base_url),
+    "STRIPE_KEY": (None, stripe_key),
+    "STRIPE_WEBHOOK_SECRET": (None, webhook_secrets),
+    "STRIPE_API_BASE": ("https://api.stripe.com", api_base("/v1")),
+    "OPENMETER_URL": ("http://localhost:8888", api_base("/api/v1")),
     "OPENMETER_TOKEN": ("", secret),
     "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*WINDOW_SECONDS)),
     "USAGE_ROUNDING": ("down", one_of(*ROUNDING)),
@@ -151,7 +200,7 @@ def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
-    hidden = (secret, secret_url)
+    hidden = (secret, secret_url, stripe_key)
     single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
     return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 

@@ -5,6 +5,7 @@ Both SDKs send through `http_session`, and neither knows of it.
 
 import io
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 BOUND = Timeout(connect=3, read=8, total=9)
 # The monotonic second at which a delivery's time is used up.
 DEADLINE: ContextVar[float] = ContextVar("deadline", default=TIMEOUT_MAX)
+# What requests reads of certificates (requests.readthedocs.io, "SSL Cert Verification").
+CA_VARIABLES = "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
+# What OpenSSL says where the answer is no TLS.
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 
 
 @contextmanager
@@ -142,12 +147,13 @@ class BoundedSession(requests.Session):
     """Send each request as it is: no cookies, no redirects, nothing of a `.netrc`.
 
     What a session otherwise looks up for each request takes a third of its CPU time. `observe`
-    is told the seconds of each.
+    is told the seconds of each. An error has a note with the address and the setting that leads
+    there, if `told` names them.
     """
 
-    def __init__(self, observe: Observe) -> None:
+    def __init__(self, observe: Observe, told: str = "") -> None:
         super().__init__()
-        self.observe = observe
+        self.observe, self.told = observe, told
 
     def request(  # type: ignore[override]
         self,
@@ -166,10 +172,19 @@ class BoundedSession(requests.Session):
             response = self.get_adapter(url).send(
                 request,
                 timeout=attempt_timeout(),  # type: ignore[arg-type]  # HTTPAdapter takes it
-                verify=self.verify if verify is True else verify,
+                # Stripe's SDK brings certificates of its own; the environment's go before them.
+                verify=verify if self.verify is True else self.verify,
                 proxies=self.proxies,
             )
             response.content  # noqa: B018 - reads it, so that what fails does so here
+        except requests.RequestException as error:
+            if self.told:
+                error.add_note(failure_text(error, self.told))
+            raise
+        except OSError as error:  # requests' own, if there is no file of that name
+            failed = requests.exceptions.SSLError("a variable names no file of certificates")
+            failed.add_note(f"there is no such file as {CA_VARIABLES} says")
+            raise failed from error
         finally:
             self.observe(time.monotonic() - began)
         return response
@@ -179,12 +194,49 @@ def unobserved(_: float) -> None:
     """Leave a request's seconds alone."""
 
 
-def http_session(url: str, observe: Observe = unobserved) -> requests.Session:
+def failure_text(error: requests.RequestException, told: str) -> str:
+    """Say what failed at an address, and what to look at; nothing of the request.
+
+    Of a proxy not even the address is said: it can have a password.
+    """
+    kind = type(error).__name__
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"{kind}, on the way to {told}: is the proxy of the environment right?"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"{kind} at {told}: {tls_cure(error)}"
+    return f"{kind} at {told}"
+
+
+def tls_cure(error: requests.exceptions.SSLError) -> str:
+    """Say what is wrong with a server's TLS, and what to set."""
+    cause = tls_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"the server's certificate is not accepted ({cause.verify_message}); if its authority "
+            f"is your own, set {CA_VARIABLES} to a file with that authority's certificate"
+        )
+    if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+        return "it speaks no TLS there: is it http:// instead of https://?"
+    return f"no TLS came about; what {CA_VARIABLES} names, if set, must be a file of certificates"
+
+
+def tls_cause(error: BaseException) -> BaseException | None:
+    """Return what TLS itself said, from inside the errors around it."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
+
+
+def http_session(
+    url: str, observe: Observe = unobserved, setting: str | None = None
+) -> requests.Session:
     """Return a session for one service, which the threads of a process share.
 
-    What the environment says of proxies and certificates is read here, once.
+    What the environment says of proxies and certificates is read here, once. Without a `setting`
+    that leads there, no error says the address.
     """
-    session = BoundedSession(observe)
+    session = BoundedSession(observe, f"{url}, as {setting} says" if setting else "")
     found = session.merge_environment_settings(url, {}, None, True, None)
     session.proxies, session.verify = found["proxies"], found["verify"]
     for scheme in ("http://", "https://"):

@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fakes.processes import ROOT
+from fakes.processes import ROOT, Processes
 from tests.conftest import DAY, END, Service
 
 UNITS = sorted((ROOT / "deploy" / "systemd").iterdir())
@@ -210,3 +211,23 @@ def test_each_metric_of_the_alerts_is_one_that_there_is(
     for path in (RULES, *TESTS):
         named = set(METRIC.findall(path.read_text()))
         assert named <= there, path.name
+
+
+def test_the_command_by_hand_works_with_the_settings_where_the_recipe_puts_them(
+    tmp_path: Path,
+) -> None:
+    part = (ROOT / "docs" / "operating.md").read_text().split("\n## systemd\n")[1]
+    (command,) = re.findall(r"^\.venv/bin/flask --env-file (\S+) (.+)$", part, re.M)
+    units = "".join(unit.read_text() for unit in SERVICES)
+    assert f"EnvironmentFile={command[0]}\n" in units
+    assert "User=openmeter-stripe\n" in units
+    settings, file = ("STRIPE_KEY", "STRIPE_API_BASE", "OPENMETER_URL"), tmp_path / "settings.env"
+    with Processes() as processes:
+        env = processes.environment()
+        file.write_text("".join(f"{name}={env.pop(name)}\n" for name in settings))
+        options = ["--env-file", str(file), *command[1].split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", *options],
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert (done.returncode, "Cannot start" in done.stderr) == (0, False), done.stderr

@@ -8,7 +8,18 @@ import pytest
 
 from fakes.processes import ROOT
 
-OURS = {"app", "audit", "billing", "bench", "fakes", "service", "setup_stripe", "tests", "usage"}
+OURS = {
+    "app",
+    "audit",
+    "billing",
+    "bench",
+    "doctor",
+    "fakes",
+    "service",
+    "setup_stripe",
+    "tests",
+    "usage",
+}
 # What each module may import of ours; one that is not named here is not known to the house.
 ARROWS = {
     "app": {
@@ -20,6 +31,7 @@ ARROWS = {
         "billing.replay",
         "billing.reports",
         "billing.stripe_api",
+        "doctor.command",
         "service.clients",
         "service.health",
         "service.logs",
@@ -268,6 +280,42 @@ ARROWS = {
         "service.transport",
         "service.watching",
     },
+    "doctor.findings": set(),
+    "doctor.reached": {
+        "billing.clock",
+        "billing.reports",
+        "billing.stripe_api",
+        "doctor.findings",
+        "usage",
+    },
+    "doctor.destinations": {
+        "billing.stripe_api",
+        "doctor.findings",
+        "doctor.reached",
+    },
+    "doctor.reading": {
+        "billing.items",
+        "billing.reports",
+        "billing.stripe_api",
+        "billing.subscriptions",
+    },
+    "doctor.meters": {
+        "billing.reports",
+        "billing.stripe_api",
+        "billing.ways",
+        "doctor.findings",
+        "doctor.reading",
+        "usage",
+    },
+    "doctor.command": {
+        "billing.commands",
+        "billing.reports",
+        "doctor.destinations",
+        "doctor.findings",
+        "doctor.meters",
+        "doctor.reached",
+        "doctor.reading",
+    },
     "service.clients": {
         "service.transport",
     },
@@ -287,7 +335,14 @@ ARROWS = {
         "service.transport",
     },
 }
-FLASK = {"app", "audit.command", "billing.commands", "billing.periodic", "billing.replay"}
+FLASK = {
+    "app",
+    "audit.command",
+    "doctor.command",
+    "billing.commands",
+    "billing.periodic",
+    "billing.replay",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -316,7 +371,7 @@ def roots(names: set[str]) -> set[str]:
 
 
 def test_the_house_has_these_rooms_and_no_other() -> None:
-    folders = (ROOT, ROOT / "audit", ROOT / "billing", ROOT / "service")
+    folders = (ROOT, *(ROOT / name for name in ("audit", "billing", "doctor", "service")))
     files = {path for folder in folders for path in folder.glob("*.py")}
     assert {path for path in files if path.name != "__init__.py"} == set(map(path_of, ARROWS))
     assert len(list(ROOT.glob("*.py"))) == 4
@@ -332,7 +387,8 @@ def test_each_room_imports_what_its_arrows_say(module: str) -> None:
 
 def test_the_arrows_run_one_way() -> None:
     allowed = {
-        "app": {"audit", "billing", "service", "usage"},
+        "app": {"audit", "billing", "doctor", "service", "usage"},
+        "doctor": {"doctor", "billing", "usage"},
         "audit": {"audit", "billing", "service", "usage"},
         "billing": {"billing", "service", "usage"},
         "service": {"service", "usage"},

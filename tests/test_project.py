@@ -66,7 +66,7 @@ def test_each_requirement_is_pinned_as_locked_and_is_used(name: str) -> None:
     locked = dict(
         re.findall(r"^([\w-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.M)
     )
-    folders = ("audit", "billing", "service", "fakes", "tests")
+    folders = ("audit", "billing", "doctor", "service", "fakes", "tests")
     ours = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
     used = set().union(*map(imports, ours))
     for package, version in pins(name).items():
@@ -130,7 +130,7 @@ def test_troubleshooting_names_each_warning_and_error_and_no_other() -> None:
         known = any(all(piece in message for piece in symptom) for symptom in symptoms)
         assert known, message
     sources = [ROOT / "app.py", ROOT / "usage.py", ROOT / "service" / "settings.py"]
-    sources += [ROOT / "service" / "watching.py"]
+    sources += [ROOT / "service" / name for name in ("transport.py", "watching.py")]
     sources += [*ROOT.glob("audit/*.py"), *ROOT.glob("billing/*.py")]
     every = "\n".join(text for path in sources for text in texts(ast.parse(path.read_text())))
     by_stripe = {"No signatures found matching", "Timestamp outside the tolerance zone"}

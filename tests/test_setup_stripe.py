@@ -1,13 +1,15 @@
 """The seeding script against the Stripe stand-in."""
 
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from pytest_mock import MockerFixture
 
 import setup_stripe
 from fakes.processes import DIRECT
-from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, free_port
+from tests.conftest import ACACIA, ENDIVE, KEY, Service, Stripe, free_port
 
 LIVE = ["sk_live_4Tz1", "rk_live_4Tz1"]
 LINE = re.compile(r"Stripe (\w+) (created|already there): http://127\.0\.0\.1:\d+/(.+)")
@@ -93,18 +95,51 @@ def test_a_live_key_is_refused_before_any_call(
     assert stripe_fake.requests() == []
 
 
-def test_live_leads_to_the_live_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
-    setup_stripe.main(["--live"])
-    assert printed(capsys)[0][2].startswith("products/")
-
-
-@pytest.mark.parametrize("key", ["", "sk test", "sk_test_1\n"])
-def test_a_key_that_is_missing_or_not_valid_is_refused(
-    stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, key: str
+@pytest.mark.parametrize("key", LIVE)
+def test_live_leads_to_the_live_dashboard(
+    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
 ) -> None:
     monkeypatch.setenv("STRIPE_KEY", key)
-    with pytest.raises(SystemExit, match=r"STRIPE_KEY is missing or not valid: copy \.env"):
+    made = [setup_stripe.SeededObject("product", "prod_1")]
+    mocker.patch("setup_stripe.seed", return_value=made)  # the stand-in takes no live key
+    setup_stripe.main(["--live"])
+    assert printed(capsys) == [("product", "created", "products/prod_1")]
+
+
+def test_live_with_a_test_key_is_refused_before_any_call(stripe_fake: Stripe) -> None:
+    with pytest.raises(SystemExit, match="is no live key: leave out --live, or use a live key"):
+        setup_stripe.main(["--live"])
+    assert stripe_fake.requests() == []
+
+
+NO_KEY = "STRIPE_KEY is no secret key (sk_...) and no restricted one (rk_...)."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("STRIPE_KEY", "", "STRIPE_KEY is missing: copy .env.example to .env and set it there."),
+        ("STRIPE_KEY", "sk test", NO_KEY),
+        ("STRIPE_KEY", "sk_test_1\n", NO_KEY),
+        ("STRIPE_KEY", "pk_test_7Kq2", NO_KEY),
+        ("STRIPE_KEY", "whsec_9Zr4", NO_KEY),
+        (
+            "STRIPE_API_BASE",
+            "localhost:4010",
+            "STRIPE_API_BASE lacks http:// or https:// before it.",
+        ),
+    ],
+)
+def test_a_setting_that_is_missing_or_not_valid_is_refused(
+    stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
         setup_stripe.main([])
+    assert str(ended.value.code).startswith(said)
     assert stripe_fake.requests() == []
 
 
@@ -145,7 +180,7 @@ def test_an_error_says_what_failed_what_to_do_and_what_was_there_by_then(
         ({"status": 403, "body": {"error": {"message": KEY}}}, "403. Check STRIPE_KEY"),
         ({"status": 503, "body": "<h1>", "times": 2}, "503. Run this again in a while."),
         ({"status": 200, "body": "<h1>"}, "200. Run this again in a while."),
-        ({"drop": True, "times": 2}, "no answer (ConnectionError). Check STRIPE_API_BASE"),
+        ({"drop": True, "times": 2}, "no answer (ConnectionError at http://127.0.0.1:"),
         ({"status": 400, "body": {"error": []}}, "the answer is not Stripe's. Check STRIPE_API"),
         ({"status": 200, "body": []}, "the answer is not Stripe's. Check STRIPE_API"),
         ({"status": 200, "body": {}}, "the answer is not Stripe's. Check STRIPE_API"),
@@ -196,19 +231,31 @@ def test_a_meter_that_adds_up_is_not_taken(stripe_fake: Stripe) -> None:
 
 
 @pytest.mark.parametrize("options", [["--billing", "meter"], []])
-def test_a_test_clock_comes_with_the_commands_that_advance_it(
-    stripe_fake: Stripe, capsys: pytest.CaptureFixture[str], options: list[str]
+def test_a_test_clock_comes_with_the_walk_from_usage_to_the_invoice(
+    start: Callable[..., Service], capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     setup_stripe.main([*options, "--test-clock"])
-    lines = capsys.readouterr().out.splitlines()
-    advance = re.compile(r"stripe post (/v1/test_helpers/test_clocks/\w+/advance) -d (\S+)")
-    commands = [match.groups() for line in lines if (match := advance.fullmatch(line))]
-    statuses = []
-    for path, form in commands:
-        stripe_fake.call("POST", path.removeprefix("/v1/"), **dict([form.split("=")]))
-        invoice = stripe_fake.call("GET", "invoices")["data"][0]
-        statuses.append((invoice["billing_reason"], invoice["status"]))
-    assert statuses == [("subscription_cycle", "draft"), ("subscription_cycle", "paid")]
+    customer, *walk = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if not line.startswith(("Stripe ", "STRIPE_API_BASE "))
+    ]
+    assert [line[:6] for line in walk] == [
+        "# 2. A", "stripe", "# 3. R", ".venv/", "# 4. A", "stripe", "stripe",
+    ]  # fmt: skip
+    service = start()
+    subject = re.search(r"cus_\w+", customer)
+    assert subject
+    service.openmeter.use(subject[0], 7, time=datetime.now(UTC).isoformat())
+    for line in walk:
+        if advance := re.fullmatch(r"stripe post /v1/(\S+) -d frozen_time=(\d+)", line):
+            service.stripe.call("POST", advance[1], frozen_time=advance[2])
+        elif report := re.fullmatch(r"\.venv/bin/flask (.*)", line):
+            done = service.client.application.test_cli_runner().invoke(args=report[1].split())
+            assert done.exit_code == 0, done.output
+    invoice = service.stripe.call("GET", "invoices")["data"][0]
+    assert (invoice["billing_reason"], invoice["status"]) == ("subscription_cycle", "open")
+    assert [line["quantity"] for line in invoice["lines"]["data"]] == [7]
 
 
 def test_a_test_clock_with_a_live_key_is_refused(stripe_fake: Stripe) -> None:
@@ -218,8 +265,10 @@ def test_a_test_clock_with_a_live_key_is_refused(stripe_fake: Stripe) -> None:
 
 
 def test_a_service_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRIPE_API_BASE", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(SystemExit, match=r"no answer \(ConnectionError\)\. Check STRIPE_API"):
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("STRIPE_API_BASE", url)
+    said = f"no answer (ConnectionError at {url}). Check STRIPE_API_BASE and the network"
+    with pytest.raises(SystemExit, match=re.escape(said)):
         setup_stripe.main([])
 
 

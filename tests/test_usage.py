@@ -235,14 +235,27 @@ def test_a_text_of_somebody_elses_is_one_printable_line() -> None:
     assert len(usage.one_line("x" * 2_000)) == 300
 
 
+PROBLEM = "application/problem+json"
+NO_PATH = "404, no such path: OPENMETER_URL leads to something else, or has a path too many$"
+
+
 @pytest.mark.parametrize(
-    ("status", "said"), [(401, "401$"), (403, "403$"), (404, "404: of tok_1$")]
+    ("status", "kind", "detail", "said"),
+    [
+        (401, PROBLEM, "of tok_1", "401$"),
+        (403, PROBLEM, "of tok_1", "403$"),
+        (400, PROBLEM, "of tok_1", "400: of tok_1$"),
+        (404, PROBLEM, "meter not found: m1", "404, no such meter: meter not found: m1$"),
+        (404, PROBLEM, "Not Found", NO_PATH),
+        (404, "application/json", "no /api/v1/meters/m1/query", NO_PATH),
+    ],
 )
-def test_what_openmeter_says_of_a_wrong_token_is_not_repeated(
-    mocker: MockerFixture, status: int, said: str
+def test_an_answer_that_is_none_is_told_apart_and_without_what_it_says_of_the_token(
+    mocker: MockerFixture, status: int, kind: str, detail: str, said: str
 ) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
-    client.send_request.return_value.status_code = status
-    client.send_request.return_value.text.return_value = '{"detail": "of tok_1"}'
+    response = client.send_request.return_value
+    response.status_code, response.content_type = status, kind
+    response.text.return_value = json.dumps({"detail": detail})
     with pytest.raises(usage.QueryFailed, match=f"OpenMeter answered {said}"):
         usage.total(client, "m1", "cus_123", START, END)

@@ -86,6 +86,11 @@ def test_one_message_names_all_that_is_missing(
         ("STRIPE_KEY", "sk_test_1\n"),
         ("STRIPE_KEY", "sk test"),
         ("STRIPE_KEY", "sk_tést"),
+        ("STRIPE_KEY", "pk_test_7Kq2"),
+        ("STRIPE_KEY", "whsec_9Zr4"),
+        ("STRIPE_KEY", "hello"),
+        ("STRIPE_WEBHOOK_SECRET", "sk_test_7Kq2"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_1,rk_live_7Kq2"),
         ("STRIPE_WEBHOOK_SECRET", "whsec 1"),
         ("STRIPE_WEBHOOK_SECRET", "whsec_1,"),
         ("STRIPE_WEBHOOK_SECRET", "whsec_1,,whsec_3"),
@@ -95,7 +100,9 @@ def test_one_message_names_all_that_is_missing(
         ("STRIPE_API_BASE", "api.stripe.com"),
         ("STRIPE_API_BASE", "ftp://api.stripe.com"),
         ("STRIPE_API_BASE", "https:///v1"),
+        ("STRIPE_API_BASE", "https://api.stripe.com/v1"),
         ("OPENMETER_URL", "localhost:8888"),
+        ("OPENMETER_URL", "http://host/api/v1/"),
         ("OPENMETER_URL", "http://user:pass@localhost"),
         ("OPENMETER_URL", "http://localhost?x=1"),
         ("OPENMETER_URL", "http://localhost:99999"),
@@ -128,6 +135,64 @@ def test_a_value_that_is_not_valid_is_named_but_not_shown(name: str, value: obje
     with pytest.raises(settings.StartupExit, match=f"{name} must be") as ended:
         settings.read_settings({**GOOD, name: value})
     assert str(value) not in str(ended.value)
+
+
+SECRET_KEY = "must be a secret key (sk_...) or a restricted one (rk_...)"
+SIGNING = "must be a webhook's signing secret (whsec_...)"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("STRIPE_KEY", "pk_test_7Kq2", f"{SECRET_KEY}, not a publishable key"),
+        ("STRIPE_KEY", "whsec_9Zr4", f"{SECRET_KEY}, not a webhook's signing secret"),
+        ("STRIPE_KEY", "hello", f"{SECRET_KEY}, which it is not"),
+        ("STRIPE_WEBHOOK_SECRET", "sk_test_7Kq2", f"{SIGNING}, not a secret key"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_1,rk_live_7Kq2", f"{SIGNING}, not a restricted key"),
+        ("STRIPE_WEBHOOK_SECRET", "sk_org_live_7Kq2", f"{SIGNING}, not an organization's key"),
+        (
+            "STRIPE_API_BASE",
+            "localhost:48888",
+            "must be an address with http:// or https:// before it, which is missing",
+        ),
+        (
+            "OPENMETER_URL",
+            "localhost:48888",
+            "must be an address with http:// or https:// before it, which is missing",
+        ),
+        (
+            "OPENMETER_URL",
+            "http://host:48888/om/api/v1",
+            "must be http://host:48888/om, without the /api/v1 of each call",
+        ),
+        (
+            "OPENMETER_URL",
+            "http://host/api/v1/meters",
+            "must be http://host, without the /api/v1 of each call",
+        ),
+        (
+            "STRIPE_API_BASE",
+            "https://api.stripe.com/v1/",
+            "must be https://api.stripe.com, without the /v1 of each call",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_told(name: str, value: str, said: str) -> None:
+    with pytest.raises(settings.StartupExit) as ended:
+        settings.read_settings({**GOOD, name: value})
+    assert str(ended.value) == f"Cannot start: {name} {said}"
+
+
+@pytest.mark.parametrize("key", ["sk_live_1", "rk_test_1", "sk_org_live_1", "sk_test_standin"])
+def test_each_kind_of_key_that_calls_is_accepted_and_hidden(key: str) -> None:
+    found = settings.read_settings({**GOOD, "STRIPE_KEY": key})
+    assert found["STRIPE_KEY"] == key
+    assert key in settings.secrets_of(found)
+
+
+@pytest.mark.parametrize("url", ["http://host/v1", "http://host/api/v1x", "http://v1.host/api"])
+def test_an_address_that_only_looks_like_the_path_of_a_call_is_accepted(url: str) -> None:
+    assert settings.read_settings({**GOOD, "OPENMETER_URL": url})["OPENMETER_URL"] == url
 
 
 def test_missing_and_not_valid_are_told_at_once() -> None:
@@ -166,7 +231,7 @@ def copy(tmp_path: Path) -> Path:
     """Return a folder with the service and nothing else, so that `.env` is the test's own."""
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
-    for folder in ("audit", "billing", "service"):
+    for folder in ("audit", "billing", "doctor", "service"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 

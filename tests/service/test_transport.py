@@ -1,11 +1,16 @@
 """Requests to both services: bounded, over shared connections, with nothing added to them."""
 
+import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -15,8 +20,13 @@ import requests
 import urllib3
 from pytest_mock import MockerFixture
 
+from billing.stripe_api import StripeConnection, stripe_state
 from service import transport
+from service.clients import create_clients
+from service.settings import read_settings
 from service.transport import http_session
+from tests.conftest import KEY, SECRET, free_port
+from usage import openmeter_state
 
 OK = b"HTTP/1.1 200 OK\r\n"
 Serve = Callable[..., str]
@@ -163,3 +173,112 @@ def test_tls_connections_have_bounds_too() -> None:
     for pool in (direct, proxied):
         assert issubclass(pool.ConnectionCls, transport.BoundedTLSConnection)
     assert transport.BoundedTLSConnection.response_class is transport.BoundedResponse
+
+
+OPENSSL = shutil.which("openssl")
+with_openssl = pytest.mark.skipif(
+    not OPENSSL and os.environ.get("CI") != "true", reason="there is no openssl"
+)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Make a certificate that its own key signed, for 127.0.0.1, and return both in one file."""
+    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
+    options = f"req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {made}"
+    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [OPENSSL or "openssl", *options.split(), *names]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    made.write_text(made.read_text() + key.read_text())
+    return made
+
+
+@pytest.fixture
+def over_tls(certificate: Path) -> Iterator[str]:
+    """Answer any call over TLS."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def states(url: str) -> dict[str, str]:
+    """Return what both services' states are, if both are at an address."""
+    keys = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET}
+    clients = create_clients(read_settings({**keys, "STRIPE_API_BASE": url, "OPENMETER_URL": url}))
+    clients.pool.shutdown()
+    return {
+        "OPENMETER_URL": openmeter_state(clients.openmeter, "", datetime.now(UTC)),
+        "STRIPE_API_BASE": stripe_state(StripeConnection(clients.stripe, "down")),
+    }
+
+
+def test_who_is_not_there_is_told_with_address_and_setting() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for setting, said in states(url).items():
+        assert said.endswith(f"did not answer (ConnectionError at {url}, as {setting} says)")
+
+
+@with_openssl
+def test_a_certificate_that_is_not_trusted_is_told_with_whose_it_is_and_what_to_set(
+    over_tls: str,
+) -> None:
+    cure = (
+        "the server's certificate is not accepted (self-signed certificate); if its authority is "
+        "your own, set REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE to a file with that authority's "
+        "certificate)"
+    )
+    for setting, said in states(over_tls).items():
+        assert said.endswith(f"(SSLError at {over_tls}, as {setting} says: {cure}")
+
+
+@with_openssl
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_an_authority_of_the_environment_is_trusted_for_both(
+    over_tls: str, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(variable, str(certificate))
+    assert set(states(over_tls).values()) == {"ok", "Stripe answered 200 and no usable answer"}
+
+
+@with_openssl
+def test_a_file_of_certificates_that_is_none_is_told(
+    over_tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    for name, said in [("none.pem", "there is no such file as"), ("empty.pem", "a file of certif")]:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
+        for state in states(over_tls).values():
+            assert "did not answer" in state
+            assert said in state
+            assert "REQUESTS_CA_BUNDLE" in state
+
+
+def test_an_answer_that_is_no_tls_asks_for_http(kept_alive: str) -> None:
+    url = kept_alive.replace("http:", "https:").rstrip("/")
+    for said in states(url).values():
+        assert said.endswith("it speaks no TLS there: is it http:// instead of https://?)")
+
+
+def test_a_proxy_that_is_not_there_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:hidden@127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for said in states("http://api.example").values():
+        assert "ProxyError, on the way to http://api.example" in said
+        assert "is the proxy of the environment right?" in said
+        assert "hidden" not in said
+
+
+def test_an_address_that_is_a_secret_is_in_no_error() -> None:
+    url = f"http://127.0.0.1:{free_port()}/6f0c"
+    with http_session(url) as session, pytest.raises(requests.ConnectionError) as failed:
+        session.request("GET", url)
+    assert not hasattr(failed.value, "__notes__")

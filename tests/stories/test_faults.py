@@ -163,7 +163,10 @@ def error(status: int, **headers: str) -> dict[str, Any]:
 
 
 def unanswered(reason: str) -> tuple[str, str]:
-    return f"OpenMeter did not answer ({reason})", f"Stripe did not answer ({reason})"
+    return (
+        f"OpenMeter did not answer ({reason} at {{url}}, as OPENMETER_URL says)",
+        f"Stripe did not answer ({reason} at {{url}}, as STRIPE_API_BASE says)",
+    )
 
 
 RETRY = "Stripe-Should-Retry"
@@ -177,11 +180,12 @@ CLOSED = {"status": 400, "body": {"error": {"param": "timestamp", "message": SAI
 UNREADABLE, UNUSABLE = "OpenMeter's answer is unreadable", "and no usable answer"
 WRONG_KEY = "STRIPE_KEY is wrong or lacks a permission"
 OPENMETER, STRIPE = "OpenMeter answered", "Stripe answered"
+NO_PATH = "no such path: OPENMETER_URL leads to something else, or has a path too many"
 
 # Those that may also befall the answer to a write that has counted.
 LOST = {
     "reset": Fault({"drop": True}, *unanswered("ConnectionError")),
-    "cut": Fault(CUT, unanswered("IncompleteReadError")[0], unanswered("ChunkedEncodingError")[1]),
+    "cut": Fault(CUT, *unanswered("ChunkedEncodingError")),
     "silent": Fault({"status": 200, "body": "{}", "trickle": 1}, *unanswered("ReadTimeout")),
     "trickle": Fault(TRICKLE, *unanswered("ConnectionError")),
     "500": Fault(error(500), f"{OPENMETER} 500: {HIDDEN}", f"{STRIPE} 500 {UNUSABLE}"),
@@ -198,7 +202,7 @@ REFUSED = {
     "409": Fault(error(409), f"{OPENMETER} 409: {HIDDEN}", f"{STRIPE} 409 {UNUSABLE}"),
     "401": Fault(error(401), f"{OPENMETER} 401", f"{STRIPE} 401: {WRONG_KEY}"),
     "403": Fault(error(403), f"{OPENMETER} 403", f"{STRIPE} 403: {WRONG_KEY}"),
-    "404": Fault(error(404), f"{OPENMETER} 404: {HIDDEN}", f"{STRIPE} 404: {HIDDEN}"),
+    "404": Fault(error(404), f"{OPENMETER} 404, {NO_PATH}", f"{STRIPE} 404: {HIDDEN}"),
     "gone": Fault(GONE, "", f"gone from Stripe: {STRIPE} 404: {HIDDEN}"),
     "closed": Fault(CLOSED, "", f"the billing period has closed: {STRIPE} 400: {HIDDEN}"),
 }
@@ -216,10 +220,13 @@ def combinations() -> list[Any]:
     ]
 
 
-def reason(call: str, fault: str) -> str:
+def reason(call: str, fault: str, service: Service | None = None) -> str:
+    """Return what the service says, with its services' addresses; nothing where there is none."""
     if call == "query":
-        return FAULTS[fault].openmeter and f"meter m1: {FAULTS[fault].openmeter}"
-    return FAULTS[fault].stripe.format(wanted=CALLS[call].wanted)
+        said = FAULTS[fault].openmeter.format(url=service and service.openmeter.url)
+        return said and f"meter m1: {said}"
+    url = service and service.stripe.url
+    return FAULTS[fault].stripe.format(wanted=CALLS[call].wanted, url=url)
 
 
 def status(call: str, fault: str) -> int:
@@ -292,7 +299,7 @@ def test_a_call_that_fails_is_named_in_one_line_and_the_next_delivery_repairs_it
     anothers = is_of_another_account(call, fault)
     is_final = answer.status_code == 200 or anothers
     kind, level = ("warning", "WARNING") if is_final else ("error", "ERROR")
-    entries = [(level, {"item": named, kind: reason(call, fault)})]
+    entries = [(level, {"item": named, kind: reason(call, fault, delivery.service)})]
     if anothers:
         entries += [("ERROR", {"item": named, "error": NOT_OURS})]
     said = answer.json["warnings"] + answer.json["failed"]

@@ -251,16 +251,8 @@ def list_contents(scratch: Path, container: str, root: Path) -> None:
     tools = inside(scratch, container, f"command -v {' '.join(BUILD_TOOLS)}").split()
     if tools:
         raise Failed(f"it has tools to build with: {tools}")
-    theirs = {
-        ".venv",
-        "app.py",
-        "usage.py",
-        "gunicorn.conf.py",
-        "audit",
-        "billing",
-        "doctor",
-        "service",
-    }
+    sent = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M))
+    theirs = (sent - {"requirements-run.lock"}) | {".venv"}
     if {path.name for path in house.iterdir()} != theirs:
         raise Failed(f"{HOUSE} has {sorted(path.name for path in house.iterdir())}")
 

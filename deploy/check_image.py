@@ -46,7 +46,8 @@ there = pathlib.Path(gunicorn.__file__).parent.parent
 used = {name.partition(".")[0] for name in sys.modules}
 size = lambda path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 print(json.dumps([[path.name, size(path), path.name in used]
-    for path in there.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")]))
+    for path in there.iterdir() if path.is_dir() and path.suffix != ".dist-info"
+    and path.name != "__pycache__"]))
 """
 STOP_SECONDS = 35
 MB = 1_000_000
@@ -248,7 +249,8 @@ def list_contents(scratch: Path, container: str, root: Path) -> None:
     for name, size, used in sorted(packages, key=lambda package: -package[1]):
         if not used or size > MB:
             print(f"  {size / MB:5.1f} MB  {name}{'' if used else ', which no start imports'}")
-    tools = inside(scratch, container, f"command -v {' '.join(BUILD_TOOLS)}").split()
+    search = "; ".join(f"command -v {tool}" for tool in BUILD_TOOLS)
+    tools = inside(scratch, container, search).split()
     if tools:
         raise Failed(f"it has tools to build with: {tools}")
     sent = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.M))

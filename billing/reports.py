@@ -188,8 +188,9 @@ def measure(services: Services, item: MeteredItem) -> Decimal | None:
     except usage.QueryFailed as error:
         services.queried.forget()  # it may be this meter's fault alone
         raise ReportFailed(str(error)) from error
-    services.queried.meter = item.meter
-    services.queried.note(OK)
+    if start < end:  # else nobody was asked
+        services.queried.meter = item.meter
+        services.queried.note(OK)
     return found
 
 

@@ -8,7 +8,7 @@ import openmeter
 import pytest
 from pytest_mock import MockerFixture
 
-from billing.reports import Services, measure, report_fields
+from billing.reports import LastQuery, Services, measure, report_fields
 from billing.stripe_api import ReportFailed
 from tests.billing.test_items import ITEM
 
@@ -16,7 +16,7 @@ from tests.billing.test_items import ITEM
 @pytest.fixture
 def services(mocker: MockerFixture) -> Services:
     client = mocker.create_autospec(openmeter.Client, instance=True)
-    return mocker.create_autospec(Services, instance=True, openmeter=client)
+    return mocker.create_autospec(Services, instance=True, openmeter=client, queried=LastQuery())
 
 
 @pytest.mark.parametrize("unrounded", [frozenset(), frozenset([ITEM.start])])
@@ -27,6 +27,7 @@ def test_a_period_within_a_window_is_zero_without_a_query(
     within_an_hour = replace(ITEM, end=ITEM.start + 60, unrounded=unrounded)
     assert measure(services, within_an_hour) == 0
     asked.assert_not_called()
+    assert not services.queried.said
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e21", "null", "9007199254740994"])

@@ -57,6 +57,7 @@ def test_usage_that_openmeter_sees_within_the_grace_is_billed(
     story.to(END + hours * HOUR)
     story.use(7, END - 2 * HOUR)
     story.run()
+    story.too_late = 107 - billed
     assert usage_lines(story) == [("A", billed, 10 * billed)]
 
 

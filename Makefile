@@ -2,14 +2,15 @@
 # make play    the same by clicks, on the stand-ins' pages; prints an address
 # make test    the tests
 # make check   style, types and tests
-# make run     the service under gunicorn on localhost:$PORT (4242)
+# make run     the service under gunicorn on $HOST:$PORT (localhost:4242)
 # make fuzz    a million hostile requests (half an hour)
 # make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
 # make real-openmeter  the demo and the stories against an OpenMeter that runs, at $OPENMETER_URL
 # make bench   the measurements in bench/README.md (a quarter of an hour)
 # make stripe-mock  what judges our requests to Stripe in the tests; needs Go 1.22
-# make lock    renew requirements.lock after a change of requirements*.txt
+# make image-check  the image, built by buildah as root and tried (some minutes)
+# make lock    renew requirements*.lock after a change of requirements*.txt
 
 PYTHON ?= python3
 UV_VERSION = 0.13.9
@@ -19,7 +20,7 @@ STRIPE_MOCK_USAGE_RECORDS = v0.162.0
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo play test check check-long fuzz mutants run bench lock stripe-mock real-openmeter
+.PHONY: demo play test check check-long fuzz mutants run bench image-check lock stripe-mock real-openmeter
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -37,7 +38,7 @@ check: $(INSTALLED)
 	$(PYTEST)
 
 run: $(INSTALLED)
-	@exec .venv/bin/gunicorn "app:create_app()"
+	@exec .venv/bin/python -m service
 
 check-long: $(INSTALLED)
 	MODEL_HISTORIES=20000 $(PYTEST) tests/stories/test_model.py
@@ -64,6 +65,9 @@ real-openmeter: $(INSTALLED)
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench
 
+image-check: $(INSTALLED)
+	@exec .venv/bin/python -m deploy.check_image
+
 stripe-mock: .stripe-mock/$(STRIPE_MOCK_NEWEST)/stripe-mock .stripe-mock/$(STRIPE_MOCK_USAGE_RECORDS)/stripe-mock
 
 .stripe-mock/%/stripe-mock:
@@ -75,6 +79,8 @@ lock:
 	.lock/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	.lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements.lock requirements-dev.txt
+	.lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --constraints requirements.lock --output-file requirements-run.lock requirements.txt
 	rm -rf .lock
 
 # Each way in which this can fail says so in one line.

@@ -53,7 +53,7 @@ RESENT = (
     "mend its object in Stripe, which sends a new event, or run flask report --subscription"
 )
 # The settings that commands and app.py look up; none is a secret but the heartbeat's.
-CONFIG = ("PORT", "HEARTBEAT_URL", "LOG_FORMAT", "STRIPE_API_BASE", "OPENMETER_URL")
+CONFIG = ("HOST", "PORT", "HEARTBEAT_URL", "LOG_FORMAT", "STRIPE_API_BASE", "OPENMETER_URL")
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
 
 log = logging.getLogger("app")
@@ -312,4 +312,4 @@ def enable_metrics(app: Flask) -> None:
 
 if __name__ == "__main__":
     development = create_app()
-    development.run("localhost", development.config["PORT"])
+    development.run(development.config["HOST"].strip("[]"), development.config["PORT"])

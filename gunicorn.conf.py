@@ -10,7 +10,7 @@ from service.settings import load_environment, read_settings
 
 settings = read_settings(load_environment())
 
-bind = f"localhost:{settings['PORT']}"
+bind = f"{settings['HOST']}:{settings['PORT']}"
 control_socket_disable = True
 worker_class = "service.serving.Worker"
 threads = 64

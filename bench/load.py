@@ -63,7 +63,7 @@ class Stage(Processes):
 
     def serve(self) -> Process:
         """Start the service as `make run` does, and return once it answers."""
-        command = [sys.executable, "-m", "gunicorn", "app:create_app()", "--bind", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0"]
         process = self.start("the service", command, self.environment())
         self.service = process.address()
         with closing(connection(self.service)) as http:

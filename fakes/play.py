@@ -1,11 +1,13 @@
 """Run both stand-ins and the service, seeded, for trying them on their pages by clicks."""
 
+import argparse
 import signal
 import sys
 import time
 
 from fakes.demo import ENDIVE
 from fakes.processes import Failed, Process, Processes, call
+from fakes.serving import LOOPBACK
 
 POLL_SECONDS = 0.2
 SEEDS = [["--billing", "meter", "--test-clock"], []]
@@ -13,10 +15,11 @@ SEEDS = [["--billing", "meter", "--test-clock"], []]
 
 def main() -> None:
     """Run until it is interrupted, or with exit status 1 until one of the three ends."""
+    options = stand_in_options(sys.argv[1:])
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
-        with Processes() as processes:
+        with Processes(options=options) as processes:
             service = start(processes)
             print("Stand-ins of Stripe and OpenMeter and this service run here; nothing is real.")
             print(f"Open {processes.stripe}/test/subscriptions")
@@ -26,6 +29,15 @@ def main() -> None:
         sys.exit(f"This failed: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def stand_in_options(argv: list[str]) -> list[list[str]]:
+    """Return the options of Stripe's stand-in and of OpenMeter's: free ports on loopback."""
+    parser = argparse.ArgumentParser(description="Both stand-ins and the service, by clicks.")
+    parser.add_argument("--host", default=LOOPBACK, help="where the stand-ins listen")
+    parser.add_argument("--ports", nargs=2, default=["0", "0"], metavar=("STRIPE", "OPENMETER"))
+    given = parser.parse_args(argv)
+    return [["--host", given.host, "--port", port] for port in given.ports]
 
 
 def start(processes: Processes) -> Process:

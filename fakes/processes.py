@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
@@ -68,20 +68,21 @@ class Process:
 class Processes:
     """Both stand-ins and the service; leaving the `with` block ends what was started.
 
-    With the address of an OpenMeter, that takes the place of its stand-in.
+    With the address of an OpenMeter, that takes the place of its stand-in. The options, `--host`
+    and `--port`, are for the stand-ins of Stripe and of OpenMeter.
     """
 
-    def __init__(self, openmeter: str = "") -> None:
+    def __init__(self, openmeter: str = "", options: Sequence[Sequence[str]] = ((), ())) -> None:
+        self.stand_ins = dict(zip(("Stripe", "OpenMeter"), options, strict=True))
         self.running: list[Process] = []
         self.stripe = self.service = ""
         self.openmeter = openmeter
 
     def __enter__(self) -> "Processes":
         try:
-            stripe = self.start("the Stripe stand-in", [sys.executable, "-m", "fakes.stripe_api"])
+            stripe = self.start_stand_in("Stripe")
             if not self.openmeter:
-                command = [sys.executable, "-m", "fakes.openmeter_api"]
-                self.openmeter = self.start("the OpenMeter stand-in", command).address()
+                self.openmeter = self.start_stand_in("OpenMeter").address()
             self.stripe = stripe.address()
         except BaseException:
             self.stop()
@@ -107,6 +108,11 @@ class Processes:
         self.running.append(process)
         return process
 
+    def start_stand_in(self, name: str) -> Process:
+        """Start the stand-in of Stripe or OpenMeter."""
+        command = [sys.executable, "-m", f"fakes.{name.lower()}_api", *self.stand_ins[name]]
+        return self.start(f"the {name} stand-in", command)
+
     def environment(self) -> dict[str, str]:
         """Return an environment that leads to the stand-ins, whatever a `.env` file says."""
         usual = {"INVOICE_GRACE_HOURS": "0", "LOG_FORMAT": "text", "METRICS": "0"}
@@ -120,6 +126,7 @@ class Processes:
             "OPENMETER_TOKEN": "standin",
             "OPENMETER_WINDOW_SIZE": "HOUR",
             "USAGE_ROUNDING": "down",
+            "HOST": "localhost",
             "PORT": "4242",
             "no_proxy": "127.0.0.1",
             "GUNICORN_CMD_ARGS": "",
@@ -127,8 +134,7 @@ class Processes:
 
     def start_service(self, *options: str, **webhook: Any) -> Process:
         """Start the service under gunicorn and tell the Stripe stand-in where it is."""
-        command = [sys.executable, "-m", "gunicorn", "app:create_app()"]
-        command += ["--bind", "127.0.0.1:0", *options]
+        command = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0", *options]
         process = self.start("the service", command, self.environment())
         self.service = process.address()
         wait_for(lambda: answers(f"{self.service}/healthz"), "the service", START_SECONDS)

@@ -14,6 +14,8 @@ from flask import Flask, Response, request
 from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+LOOPBACK = "127.0.0.1"
+
 
 class Faults:
     """Answers that stand in for the real ones, and the requests seen so far."""
@@ -154,16 +156,19 @@ class QuietHandler(WSGIRequestHandler):
 
 
 def serve(app: Flask, name: str, argv: list[str], hint: str = "") -> None:
-    """Serve a stand-in on `--port` (0 picks a free one) until it is interrupted."""
+    """Serve a stand-in on `--host` and `--port` (0 picks a free one) until it is interrupted."""
     parser = argparse.ArgumentParser(description=f"A local stand-in of {name}.")
+    parser.add_argument("--host", default=LOOPBACK, help="0.0.0.0 for a container's ports")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free port")
-    port = parser.parse_args(argv).port
+    given = parser.parse_args(argv)
+    host, port = given.host, given.port
     try:
-        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=QuietHandler)
+        server = make_server(host, port, app, threaded=True, request_handler=QuietHandler)
     except SystemExit:
         sys.exit(f"Cannot listen on port {port}: is something else running there?")
     print(f"A stand-in of {name}, for trying and testing only: nothing in it is real.{hint}")
-    print(f"Listening on http://127.0.0.1:{server.server_port}", flush=True)
+    # Whatever --host: a container's port has the same number on the machine that it runs on.
+    print(f"Listening on http://{LOOPBACK}:{server.server_port}", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

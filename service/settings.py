@@ -1,5 +1,6 @@
 """What the service starts with: its settings, from the environment or a `.env` file."""
 
+import ipaddress
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from dotenv import dotenv_values
 from usage import ROUNDING, WINDOW_SECONDS
 
 LAST_PORT = 65_535
+IPV6 = 6
 # The longest that Stripe lets an account's drafts wait
 # (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
 MOST_GRACE_HOURS = 72
@@ -134,6 +136,17 @@ def tcp_port(value: str) -> int:
     return int(value)
 
 
+def listening_host(value: str) -> str:
+    """Accept a host's name or address, without a port; an IPv6 address comes back in brackets."""
+    try:
+        address = ipaddress.ip_address(value.strip("[]"))
+    except ValueError as error:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*", value):
+            raise ValueError("must be a host's name or address, without a port") from error
+        return value
+    return f"[{address}]" if address.version == IPV6 else str(address)
+
+
 def grace_hours(value: str) -> int:
     """Accept a number of hours that a draft of Stripe's can wait."""
     if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MOST_GRACE_HOURS:
@@ -151,6 +164,7 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "OPENMETER_WINDOW_SIZE": ("HOUR", one_of(*WINDOW_SECONDS)),
     "USAGE_ROUNDING": ("down", one_of(*ROUNDING)),
     "INVOICE_GRACE_HOURS": ("0", grace_hours),
+    "HOST": ("localhost", listening_host),
     "PORT": ("4242", tcp_port),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),

@@ -319,6 +319,7 @@ ARROWS = {
     "service.clients": {
         "service.transport",
     },
+    "service.__main__": set(),
     "service.health": set(),
     "service.logs": set(),
     "service.metrics": set(),

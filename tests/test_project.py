@@ -16,6 +16,7 @@ MODULES = {
     "pytest-mock": "pytest_mock",
     "python-dotenv": "dotenv",
     "python-json-logger": "pythonjsonlogger",
+    "pyyaml": "yaml",
 }
 # Where OpenMeter's docker compose quickstart answers; the code's default is a bare server's.
 QUICKSTART, ADDRESS = "http://localhost:48888", r"http://localhost:\d+"
@@ -73,8 +74,9 @@ def test_each_requirement_is_pinned_as_locked_and_is_used(name: str) -> None:
         assert package in COMMANDS or MODULES.get(package, package) in used, package
 
 
-def test_the_lock_has_a_hash_for_each_package_and_names_no_host() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-run.lock"])
+def test_a_lock_has_a_hash_for_each_package_and_names_no_host(name: str) -> None:
+    text = (ROOT / name).read_text()
     entries = re.split(r"^(?=[a-z])", text, flags=re.M)[1:]
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "://" not in text

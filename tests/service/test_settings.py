@@ -20,7 +20,7 @@ GOOD = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET}
 STARTS = {
     "flask": ["-m", "flask", "run", "--port", "0"],
     "python": ["app.py"],
-    "gunicorn": ["-m", "gunicorn", "app:create_app()", "--bind", "127.0.0.1:0"],
+    "service": ["-m", "service", "--bind", "127.0.0.1:0"],
 }
 LISTENING = re.compile(r"(?:Running on|Listening at:) (http://(?:127\.0\.0\.1|localhost):\d+)")
 
@@ -35,6 +35,7 @@ def test_defaults() -> None:
         "OPENMETER_WINDOW_SIZE": "HOUR",
         "USAGE_ROUNDING": "down",
         "INVOICE_GRACE_HOURS": 0,
+        "HOST": "localhost",
         "PORT": 4242,
         "LOG_FORMAT": "text",
         "METRICS": False,
@@ -117,6 +118,11 @@ def test_one_message_names_all_that_is_missing(
         ("INVOICE_GRACE_HOURS", "-1"),
         ("INVOICE_GRACE_HOURS", "1.5"),
         ("USAGE_ROUNDING", "even"),
+        ("HOST", "localhost:4242"),
+        ("HOST", "http://localhost"),
+        ("HOST", "[::1]:4242"),
+        ("HOST", "300.0.0.1"),
+        ("HOST", "local host"),
         ("PORT", "0"),
         ("PORT", 0),
         ("PORT", "65536"),
@@ -217,7 +223,7 @@ def test_an_env_file_of_another_user_is_no_traceback(monkeypatch: pytest.MonkeyP
 
 
 # At 3, gunicorn does not try again; `flask report` has a 3 of its own.
-STATUS = {"flask": 1, "python": 3, "gunicorn": 3}
+STATUS = {"flask": 1, "python": 3, "service": 3}
 
 
 @pytest.fixture
@@ -281,7 +287,7 @@ def test_a_service_without_a_secret_takes_no_deliveries() -> None:
 
 
 # `flask run` reads the file before the service can.
-@pytest.mark.parametrize("way", ["python", "gunicorn"])
+@pytest.mark.parametrize("way", ["python", "service"])
 def test_an_env_file_that_is_no_utf_8_ends_the_start(copy: Path, way: str) -> None:
     (copy / ".env").write_bytes(b"# caf\xe9\n")
     assert ended(copy, way) == (3, "Cannot start: .env is not UTF-8\n")
@@ -316,14 +322,54 @@ def test_an_env_file_is_honoured_and_real_variables_win(copy: Path, way: str) ->
     assert not any(word in printed for word in (KEY, SECRET, TOKEN))
 
 
-def test_gunicorn_listens_on_the_port_of_the_env_file(copy: Path) -> None:
-    port = free_port()
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("0.0.0.0", "0.0.0.0"), ("::1", "[::1]"), ("[::]", "[::]"), ("om.example", "om.example")],
+)
+def test_a_host_to_listen_on_is_a_name_or_an_address(given: str, found: str) -> None:
+    assert settings.read_settings({**GOOD, "HOST": given})["HOST"] == found
+
+
+def service_from(folder: Path, command: list[str], env: dict[str, str]) -> tuple[str, str]:
+    """Start the service in a folder until it answers; return its address and what it printed."""
+    with (folder / "output").open("w") as output:
+        running = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=env, stdout=output, stderr=output
+        )
+        try:
+            listening = re.compile(r"(?:Listening at:|Running on) (http://\S+)\s")
+            found = wait_for(
+                lambda: listening.search((folder / "output").read_text()), "the service", 30
+            )
+            wait_for(lambda: answers(f"{found[1]}/healthz"), "an answer", 30)
+        finally:
+            running.terminate()
+            running.wait(10)
+    return found[1], (folder / "output").read_text()
+
+
+def test_started_from_elsewhere_it_has_our_worker_and_listens_on_localhost(
+    copy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    port, elsewhere = free_port(), tmp_path_factory.mktemp("elsewhere")
     (copy / ".env").write_text(f"STRIPE_KEY={KEY}\nSTRIPE_WEBHOOK_SECRET={SECRET}\nPORT={port}\n")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=copy, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for(lambda: answers(f"http://localhost:{port}/healthz"), "an answer", 30)
-    finally:
-        running.terminate()
-        running.wait(10)
+    # Which gunicorn would take from here for its own.
+    (elsewhere / "gunicorn.conf.py").write_text("bind = '0.0.0.0:1'\n")
+    address, printed = service_from(elsewhere, [str(copy / "service")], dict(os.environ))
+    assert address == f"http://127.0.0.1:{port}"
+    assert "Using worker: service.serving.Worker" in printed
+
+
+def test_the_services_options_are_gunicorns_and_win(copy: Path) -> None:
+    env = {**os.environ, "STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET, "HOST": "::1"}
+    command = ["-m", "service", "--bind", "127.0.0.1:0", "--workers", "2"]
+    address, printed = service_from(copy, command, env)
+    assert address.startswith("http://127.0.0.1:")
+    assert printed.count("Booting worker") == 2
+
+
+@pytest.mark.parametrize("command", [["-m", "service"], ["app.py"]], ids=["service", "python"])
+def test_it_listens_where_it_is_told(copy: Path, command: list[str]) -> None:
+    given = {"STRIPE_KEY": KEY, "STRIPE_WEBHOOK_SECRET": SECRET, "HOST": "::1", "PORT": free_port()}
+    address, _ = service_from(copy, command, {**os.environ, **given, "PYTHONUNBUFFERED": "1"})
+    assert address == f"http://[::1]:{given['PORT']}"

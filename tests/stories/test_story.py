@@ -194,7 +194,7 @@ def test_the_demo_ends_in_an_invoice_as_the_readme_shows() -> None:
 def test_the_way_by_hand_ends_in_the_same_invoice(tmp_path: Path) -> None:
     for module in ROOT.glob("*.py"):
         shutil.copy(module, tmp_path)
-    for folder in ("audit", "billing", "service", "fakes"):
+    for folder in ("audit", "billing", "doctor", "service", "fakes"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     blocks = re.findall(r"```bash\n(.*?)```", BY_HAND.split("\n## ")[0], re.S)
     assert len(blocks) == 4

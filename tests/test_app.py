@@ -541,7 +541,7 @@ def quick(mocker: MockerFixture) -> None:
 FAULTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (QUERY, {"status": 503, "body": "<h1>"}, "answer is unreadable (status 503)"),
     (QUERY, {"status": 429, "headers": {"Retry-After": "30"}}, "OpenMeter answered 429"),
-    (QUERY, {"status": 404, "body": {"detail": "no such\nmeter"}}, "404: no such meter"),
+    (QUERY, {"status": 404, "body": {"detail": "no such\npath"}}, "404, no such path"),
     (QUERY, {"status": 301, "headers": {"Location": "/elsewhere"}}, "OpenMeter answered 301"),
     (QUERY, {"status": 200, "body": "<h1>"}, "meter m1: OpenMeter's answer is unreadable"),
     (QUERY, {"status": 200, "body": {"data": {}}}, "OpenMeter's answer is unreadable"),

@@ -41,10 +41,10 @@ from billing.commands import (
     say,
     subscription_option,
     with_batch_limits,
+    workers_option,
 )
 from billing.stripe_api import NotReported
 from billing.tables import cells, many
-from service.transport import MAX_CONNECTIONS
 from service.watching import Ended, tell_watchers
 
 HOUR, DAY = 3_600, 86_400
@@ -220,13 +220,7 @@ class Progress:
 )
 @click.option("--yes", is_flag=True, help="With --repair: ask nothing.")
 @click.option("--live", is_flag=True, help="With --repair: do so with a live key.")
-@click.option(
-    "--workers",
-    default=16,
-    type=click.IntRange(1, MAX_CONNECTIONS),
-    show_default=True,
-    help="Calls that are made at the same time.",
-)
+@workers_option("Calls that are made")
 @rate_option
 @metrics_option
 @with_appcontext

@@ -15,6 +15,7 @@ from pyrate_limiter import Duration, Limiter, Rate
 
 from billing.items import STRIPE_ID
 from billing.reports import Services
+from service.transport import MAX_CONNECTIONS
 
 # Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
 TEST_RATE, LIVE_RATE = 20, 80
@@ -58,6 +59,17 @@ def subscription_option(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=parse_ids,
         help="Only this subscription; may be given more than once.",
     )(command)
+
+
+def workers_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a command take how much it does at the same time."""
+    return click.option(
+        "--workers",
+        default=16,
+        type=click.IntRange(1, MAX_CONNECTIONS),
+        show_default=True,
+        help=f"{what} at the same time.",
+    )
 
 
 def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ from billing.commands import (
     say,
     subscription_option,
     with_batch_limits,
+    workers_option,
 )
 from billing.comparing import Compared, Comparison, compare, sentence
 from billing.items import MeteredItem, overlap
@@ -52,7 +53,6 @@ from billing.subscriptions import (
     read_fetched_items,
     warn_of_double_billing,
 )
-from service.transport import MAX_CONNECTIONS
 from service.watching import Ended, Figure, tell_watchers
 
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
@@ -331,13 +331,7 @@ class Options:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--quiet", is_flag=True, help="Say nothing but warnings, failures and differences.")
-@click.option(
-    "--workers",
-    default=16,
-    type=click.IntRange(1, MAX_CONNECTIONS),
-    show_default=True,
-    help="Subscriptions that are worked on at the same time.",
-)
+@workers_option("Subscriptions that are worked on")
 @rate_option
 @account_option
 @metrics_option

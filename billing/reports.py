@@ -57,9 +57,9 @@ class Services:
     `stripe_context`. `trust_no_rows` says whether an answer of OpenMeter's without rows is no
     usage. `turns` keeps reports of one item apart. `noted` has the subscriptions of which this
     process noted a change of late, and when (monotonic seconds), `idle` what it counted of items
-    without usage; with `expects_idle`, such items are nothing to look at.
-    `queried` is what OpenMeter answered last. `grace_seconds` is how
-    long after a period's end its draft waits for late usage; 0: as Stripe has it.
+    without usage; with `expects_idle`, such items are nothing to look at. `queried` is what
+    OpenMeter answered last. `grace_seconds` is how long after a period's end its draft waits for
+    late usage; 0: as Stripe has it.
     """
 
     openmeter: openmeter.Client

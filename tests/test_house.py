@@ -152,6 +152,7 @@ ARROWS = {
     "billing.commands": {
         "billing.items",
         "billing.reports",
+        "service.transport",
     },
     "billing.listing": {
         "billing.clock",
@@ -181,7 +182,6 @@ ARROWS = {
         "billing.reports",
         "billing.stripe_api",
         "billing.subscriptions",
-        "service.transport",
         "service.watching",
         "usage",
     },
@@ -277,7 +277,6 @@ ARROWS = {
         "billing.commands",
         "billing.stripe_api",
         "billing.tables",
-        "service.transport",
         "service.watching",
     },
     "doctor.findings": set(),

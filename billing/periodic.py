@@ -162,11 +162,13 @@ class Run:
             return True
         if self.only_some:
             self.claim_meters_of_customer(item)
+        key = (item.customer, item.billing_meter)
         with self.lock:
-            owner = self.owners.setdefault((item.customer, item.billing_meter), item)
-        if fail_items_that_overwrite([owner, item], outcome):
-            return True
-        return owner.id == item.id
+            owner = self.owners.setdefault(key, item)
+            if owner.id == item.id:
+                self.owners[key] = item  # which may have been read again
+                return True
+        return bool(fail_items_that_overwrite([owner, item], outcome))
 
     def claim_meters_of_customer(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
@@ -184,6 +186,8 @@ class Run:
         """Warn of an item that bills the same usage as one before it in this run."""
         with self.lock:
             alike = self.counting.setdefault((item.meter, item.subject), [])
+            if any(other.id == item.id for other in alike):
+                return  # it was read again
             others = [other for other in alike if overlap([other, item])]
             alike.append(item)
         for other in others:

@@ -146,6 +146,7 @@ EXPECTED = (
     "close reports",
     "run beside delivery",
     "two runs",
+    "batch",
     "two processes",
 )
 
@@ -572,6 +573,7 @@ class History(RuleBasedStateMachine):
         try:
             self.settle()
             self.check_the_rest()
+            SEEN["batch"] += self.world.batches
         finally:
             self.scheduler.close()
             self.stack.close()

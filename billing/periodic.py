@@ -65,6 +65,7 @@ from billing.subscriptions import (
     warn_of_double_billing,
 )
 from service.watching import Ended, Figure, tell_watchers
+from usage import MAX_SUBJECTS
 
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
 USED_DAYS = 35
@@ -305,14 +306,14 @@ class WorkPool:
             self.seconds_each = (7 * (self.seconds_each or each) + each) / 8
 
     def most_waiting(self) -> int:
-        """Return how many reports may wait: what is written in some seconds.
+        """Return how many reports may wait: what is written in some seconds, or one query asks.
 
         Of more, many would be so old at their turn that they had to be read again.
         """
         if not self.seconds_each:
-            return self.workers
+            return MAX_SUBJECTS
         written = WAIT_SECONDS / 2 * self.workers / self.seconds_each
-        return int(min(max(written, self.workers), MOST_WAITING))
+        return int(min(max(written, MAX_SUBJECTS), MOST_WAITING))
 
     def submit(self, name: str, work: Callable[[], None]) -> None:
         """Hand work on a subscription over as soon as there is a place for it."""

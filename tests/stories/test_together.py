@@ -161,6 +161,25 @@ def test_a_total_is_asked_for_again_where_stripe_did_not_answer(
         assert values(story)[-3:] == ["15", "10", "10"]
 
 
+@WAYS
+def test_a_total_takes_the_place_of_none_that_the_process_asked_for_later(
+    tell: Tell, wire: Wire, way: Way
+) -> None:
+    story = joined(tell, way)
+    story.to(T)
+    event = touched(story)
+
+    def report_meanwhile() -> None:
+        story.machine.now += 1
+        story.use(5, T)
+        assert story.service.post(event).json["reported"]
+
+    wire.before(way.write, report_meanwhile)
+    assert ran(story)["reported"] == 3
+    assert asked(story) == {"POST": 2, "GET": 1}
+    assert stands(story) == 15
+
+
 # What comes between reading and asking
 
 

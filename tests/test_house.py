@@ -162,6 +162,12 @@ ARROWS = {
         "billing.stripe_api",
         "billing.subscriptions",
     },
+    "billing.batches": {
+        "billing.items",
+        "billing.listing",
+        "billing.reports",
+        "usage",
+    },
     "billing.comparing": {
         "billing.invoices",
         "billing.items",
@@ -173,6 +179,7 @@ ARROWS = {
         "billing.reports",
     },
     "billing.periodic": {
+        "billing.batches",
         "billing.closings",
         "billing.commands",
         "billing.comparing",

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -39,12 +40,13 @@ from billing.commands import (
     logs_json,
     metrics_option,
     say,
+    span_seconds,
     subscription_option,
     with_patience,
     workers_option,
 )
 from billing.comparing import Compared, Comparison, compare, sentence
-from billing.items import MeteredItem, overlap
+from billing.items import InvalidStripeObject, MeteredItem, overlap
 from billing.listing import (
     fetch_complete,
     fetch_draft_invoices,
@@ -60,6 +62,7 @@ from billing.subscriptions import (
     Subscription,
     fail_items_that_overwrite,
     fetch_current,
+    listed_entries,
     read_fetched_items,
     warn_of_double_billing,
 )
@@ -81,6 +84,7 @@ class Run:
     dry: bool = False
     moving: bool = False
     only_some: bool = False
+    ending_within: int | None = None
     show: Callable[[Mapping[str, Any]], None] = lambda _: None
     progress: Progress = field(default_factory=unseen)
     is_unread: bool = False
@@ -95,6 +99,25 @@ class Run:
 
     def __post_init__(self) -> None:
         self.services = replace(self.services, trust_no_rows=self.trust_no_rows, expects_idle=True)
+
+    def leaves_out(self, subscription: Json, read_at: float) -> bool:
+        """Say whether none of a listed subscription's periods ends as soon as the run is about.
+
+        What it does not show may. Its Billing Meters are taken all the same.
+        """
+        if self.ending_within is None or subscription.get("test_clock"):
+            return False
+        try:
+            entries = listed_entries(subscription)
+        except InvalidStripeObject:
+            return False  # whose failure is said
+        listed = Subscription(subscription, entries, self.services.stripe.clock.at(read_at))
+        is_whole = not subscription["items"].get("has_more")
+        if not is_whole or listed.soonest_end - listed.as_of <= self.ending_within:
+            return False
+        with suppress(ReportFailed):
+            self.take_meters(read_fetched_items(listed, self.services, Outcome()))
+        return True
 
     def look_at(self, subscription: Json, read_at: float) -> None:
         """See what is to be reported of a subscription that was read at a monotonic second.
@@ -177,10 +200,14 @@ class Run:
             other_items = read_fetched_items(
                 fetch_complete(subscription, read_at, self.services), self.services, Outcome()
             )
-            for other in other_items:
-                if other.id != item.id and other.billing_meter:
-                    with self.lock:
-                        self.owners.setdefault((other.customer, other.billing_meter), other)
+            self.take_meters([other for other in other_items if other.id != item.id])
+
+    def take_meters(self, items: list[MeteredItem]) -> None:
+        """Take the Billing Meters of items that are not reported, unless others have them."""
+        with self.lock:
+            for item in items:
+                if item.billing_meter:
+                    self.owners.setdefault((item.customer, item.billing_meter), item)
 
     def warn_of_double_billing_in_run(self, item: MeteredItem, outcome: Outcome) -> None:
         """Warn of an item that bills the same usage as one before it in this run."""
@@ -347,11 +374,13 @@ class WorkPool:
 
 
 def source_of(run: Run, ids: list[str]) -> Iterator[tuple[Json, float]]:
-    """Return what to work on: the subscriptions of the ids, or all.
+    """Return what to work on: the subscriptions of the ids, all, or all that run.
 
     Yields each with the monotonic second of reading. Raises ReportRefused or ReportFailed.
     """
     expect = run.progress.expect
+    if not ids and run.ending_within is not None:
+        return iter_running_subscriptions(run.services, expect)
     if not ids:
         return iter_billable_subscriptions(run.services, expect)
     return iter_billable_subscriptions_by_id(run.services, ids, run.fail, expect)
@@ -382,7 +411,10 @@ def look_at_all(run: Run, ids: list[str], pool: WorkPool) -> None:
     try:
         for subscription, read_at in source_of(run, ids):
             last = str(subscription["id"])
-            pool.look_at(subscription, read_at)
+            if run.leaves_out(subscription, read_at):
+                run.progress.expect(-1)
+            else:
+                pool.look_at(subscription, read_at)
             if run.is_unread:
                 return
     except (ReportRefused, ReportFailed) as error:
@@ -401,10 +433,26 @@ class Options:
     as_json: bool
     quiet: bool
     workers: int
+    ending_within: int | None
+
+
+def parse_ending(_: click.Context, __: click.Parameter, given: str | None) -> int | None:
+    """Accept a time such as 10m or 1h, and return its seconds."""
+    if given is None:
+        return None
+    if not (seconds := span_seconds(given)):
+        raise click.BadParameter(f"{given!r} is no time such as 10m or 1h")
+    return seconds
 
 
 @click.command("report", short_help="Report all subscriptions' usage, or compare it.")
 @subscription_option
+@click.option(
+    "--ending-within",
+    metavar="TIME",
+    callback=parse_ending,
+    help="Only subscriptions of which a period ends as soon as that: 10m, 1h.",
+)
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
 @click.option("--all", "show_all", is_flag=True, help="With --dry-run: show what agrees, too.")
 @click.option(
@@ -432,9 +480,10 @@ def report_command(
     options = Options(**how)
     require_options_that_fit(options)
     options = replace(options, as_json=options.as_json or (logs_json() and not options.quiet))
-    is_whole = not (ids or options.dry)
+    is_whole = not (ids or options.dry or options.ending_within)
     if metrics_file and not is_whole:
-        raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
+        left_out = "--subscription, --ending-within, --dry-run"
+        raise click.UsageError(f"--metrics is for whole runs: leave out {left_out}")
     services = with_patience(current_app.extensions["services"])
     statuses, counts = [], Counter[str]()
     for each in connections(services, accounts):
@@ -484,7 +533,7 @@ def run_on_account(
     began = time.monotonic()
     with progress(quiet=options.quiet) as shown:
         run = Run(services, options.dry, options.moving, only_some=bool(ids), progress=shown)
-        run.compared.show_all = options.show_all
+        run.compared.show_all, run.ending_within = options.show_all, options.ending_within
         if options.as_json:
             run.show = lambda entry: shown.say(json.dumps(entry, default=plain_decimal))
         status = run_to_exit_status(run, ids, options.workers)

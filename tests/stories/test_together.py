@@ -241,3 +241,79 @@ def test_a_period_that_ends_while_others_are_asked_for_is_closed(
     assert story.closed_with(END) == "15"
     assert story.stands(END, END + DAY) == 2
     assert ("cycle", [("A", 15, 150)]) in story.billed_in_the_end()
+
+
+# Only what ends soon
+
+
+def two_ends(tell: Tell, price: str) -> Story:
+    """Tell of a subscription whose period ends a day before that of another customer's."""
+    story = tell()
+    story.subscribe(CLASSIC, price)
+    story.use(10, START + 60)
+    mine = story.customer, story.subscription
+    story.customer = story.call("POST", "customers")["id"]
+    story.to(START + DAY)
+    story.subscribe(CLASSIC, price)
+    story.use(7, START + DAY + 60)
+    story.customer, story.subscription = mine
+    return story
+
+
+ENDING = [
+    (600, "10m", 1),
+    (601, "10m", 0),
+    (3_600, "1h", 1),
+    (30, "1d", 1),
+    (-1, "10m", 0),
+    (30, "2d", 2),
+]
+
+
+@pytest.mark.parametrize(("before", "within", "reported"), ENDING)
+@pytest.mark.parametrize("price", ["A", "R"])
+def test_a_run_can_be_about_what_ends_soon(
+    tell: Tell, price: str, before: int, within: str, reported: int
+) -> None:
+    story = two_ends(tell, price)
+    story.to(END - before)
+    story.stripe.fake("DELETE", "requests")
+    done = ran(story, "--ending-within", within)
+    assert (done["status"], done["subscriptions"], done["reported"]) == (0, reported, reported)
+    assert sum(asked(story).values()) == reported
+    called = [f"{seen['method']} {seen['path']}" for seen in story.stripe.requests()]
+    reads = ["GET /v1/subscriptions"]
+    if price == "A" and reported:
+        reads.append(f"GET /v1/billing/meters/{story.meters['m1']}")
+    assert sorted(path for path in called if path.startswith("GET")) == sorted(reads)
+    assert len(called) == len(reads) + reported
+    if reported:
+        assert stands(story) == 10
+
+
+@pytest.mark.parametrize("options", [[], ["--ending-within", "10m"]], ids=["all", "soon"])
+def test_what_ends_later_keeps_its_billing_meter_for_itself(tell: Tell, options: list[str]) -> None:
+    story = tell()
+    story.subscribe(CLASSIC, "A")
+    story.to(START + DAY)
+    # Of the same customer and Billing Meter, but another meter of OpenMeter's.
+    story.subscribe(CLASSIC, "bare", **{"items[0][metadata][om_meter_id]": "m2"})
+    story.use(7, START + 2 * DAY, meter="m2")
+    story.to(END - 60)
+    done = ran(story, *options)
+    assert (done["status"], done["failed"]) == (1, 1)
+    assert done["reported"] == (0 if options else 1)
+
+
+def test_what_a_page_does_not_show_may_end_soon(tell: Tell) -> None:
+    story = tell()
+    story.subscribe(CLASSIC, "A", *["flat"] * 10)
+    story.use(10, START + 60)
+    story.to(T)
+    assert ran(story, "--ending-within", "10m")["reported"] == 1
+
+
+@pytest.mark.parametrize("given", ["", "10", "0m", "10s", "-1m", "2026-01-01"])
+def test_a_time_that_is_none_is_refused(tell: Tell, given: str) -> None:
+    result = tell().run("--ending-within", given)
+    assert (result.exit_code, "is no time such as 10m" in result.stderr) == (2, True)

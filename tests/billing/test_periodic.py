@@ -123,10 +123,9 @@ def test_all_pages_are_reported(many: Many, count: int) -> None:
     assert held(service) == [3] * count
     listed = [seen for seen in service.stripe.requests() if seen["path"] == "/v1/subscriptions"]
     assert len(listed) == max(1, -(-count // 100))
-    # One alone is asked for by itself.
-    whole, rest = divmod(count, 100)
-    asked = [seen["method"] for seen in service.openmeter.requests() if "/query" in seen["path"]]
-    assert sorted(asked) == ["GET"] * (rest == 1) + ["POST"] * (whole + (rest > 1))
+    # One in a hundred, and again where that took more than three seconds.
+    asked = [seen for seen in service.openmeter.requests() if seen["path"].endswith("/query")]
+    assert len(asked) <= max(1, count / 10)
 
 
 def test_a_run_and_a_webhook_log_and_write_the_same(

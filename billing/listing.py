@@ -1,6 +1,7 @@
 """Which subscriptions can still be billed: those that run, and those with a draft."""
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -108,20 +109,21 @@ def iter_running_subscriptions(
                 yield subscription, began
 
 
-def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Json, float]]:
+def iter_recently_ended(services: Services, hashes: "array[int]") -> Iterator[tuple[Json, float]]:
     """Yield subscriptions that are over, but whose last invoice is still a draft.
 
-    `seen` has those of which the run knows that they are not over. Raises ReportRefused or
-    ReportFailed.
+    `hashes` are those of the ids of which the run knows that they are not over. Raises
+    ReportRefused or ReportFailed.
     """
+    seen = set(hashes)
     since = services.stripe.clock.now() - DRAFT_SECONDS
     for invoice in stripe_api.list_recent_drafts(services.stripe, since):
         try:
             subscription_id = invoice_subscription_id(invoice)
         except InvalidStripeObject:
             continue  # a draft of no subscription
-        if subscription_id not in seen:
-            seen.add(subscription_id)
+        if hash(subscription_id) not in seen:
+            seen.add(hash(subscription_id))
             began = time.monotonic()
             found = stripe_api.fetch_subscription(services.stripe, subscription_id)
             yield found, began
@@ -135,9 +137,9 @@ def iter_billable_subscriptions(
     Stripe's lists say no count beforehand (docs.stripe.com/api/pagination). Raises ReportRefused
     or ReportFailed.
     """
-    seen = set[str]()
+    seen = array("q")  # for there may be a million
     for subscription, read_at in iter_running_subscriptions(services, expect):
-        seen.add(str(subscription["id"]))
+        seen.append(hash(str(subscription["id"])))
         yield subscription, read_at
     for subscription, read_at in iter_recently_ended(services, seen):
         expect(1)

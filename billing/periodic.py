@@ -28,6 +28,7 @@ from billing.batches import (
     ask_together,
     with_batches_of,
 )
+from billing.claims import Claims
 from billing.closings import as_it_is, invoice_reports
 from billing.commands import (
     DIFFERENT,
@@ -46,7 +47,7 @@ from billing.commands import (
     workers_option,
 )
 from billing.comparing import Compared, Comparison, compare, sentence
-from billing.items import InvalidStripeObject, MeteredItem, overlap
+from billing.items import InvalidStripeObject, MeteredItem
 from billing.listing import (
     fetch_complete,
     fetch_draft_invoices,
@@ -64,7 +65,6 @@ from billing.subscriptions import (
     fetch_current,
     listed_entries,
     read_fetched_items,
-    warn_of_double_billing,
 )
 from service.watching import Ended, Figure, tell_watchers
 from usage import MAX_SUBJECTS
@@ -90,8 +90,7 @@ class Run:
     is_unread: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     compared: Compared = field(default_factory=Compared)
-    owners: dict[tuple[str, str], MeteredItem] = field(default_factory=dict)
-    counting: dict[tuple[str, str], list[MeteredItem]] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
     meters_in_use: dict[str, bool] = field(default_factory=dict)
     waiting: WaitingRoom = field(default_factory=WaitingRoom)
     lock: Lock = field(default_factory=Lock)
@@ -116,7 +115,8 @@ class Run:
         if not is_whole or listed.soonest_end - listed.as_of <= self.ending_within:
             return False
         with suppress(ReportFailed):
-            self.take_meters(read_fetched_items(listed, self.services, Outcome()))
+            for item in read_fetched_items(listed, self.services, Outcome()):
+                self.claims.take_billing_meter(item)
         return True
 
     def look_at(self, subscription: Json, read_at: float) -> None:
@@ -165,9 +165,9 @@ class Run:
         """
         items = read_fetched_items(current, self.services, outcome) if current.is_running else []
         kept = fail_items_that_overwrite(items, outcome)
-        kept = [item for item in kept if self.claim_billing_meter(item, outcome)]
+        kept = [item for item in kept if self.may_send(item, outcome)]
         for item in kept:
-            self.warn_of_double_billing_in_run(item, outcome)
+            self.claims.warn_of_double_billing(item, outcome)
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
         for invoice in fetch_draft_invoices(current, self.services):
@@ -176,22 +176,14 @@ class Run:
             PendingReport(item, current.as_of) for item in kept
         ]
 
-    def claim_billing_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
+    def may_send(self, item: MeteredItem, outcome: Outcome) -> bool:
         """Take an item's Billing Meter for it; fail it if another one sends that other totals.
 
         A run over some subscriptions reads the customer's others from Stripe first.
         """
-        if not item.billing_meter:
-            return True
-        if self.only_some:
+        if item.billing_meter and self.only_some:
             self.claim_meters_of_customer(item)
-        key = (item.customer, item.billing_meter)
-        with self.lock:
-            owner = self.owners.setdefault(key, item)
-            if owner.id == item.id:
-                self.owners[key] = item  # which may have been read again
-                return True
-        return bool(fail_items_that_overwrite([owner, item], outcome))
+        return self.claims.may_send(item, outcome)
 
     def claim_meters_of_customer(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
@@ -200,25 +192,9 @@ class Run:
             other_items = read_fetched_items(
                 fetch_complete(subscription, read_at, self.services), self.services, Outcome()
             )
-            self.take_meters([other for other in other_items if other.id != item.id])
-
-    def take_meters(self, items: list[MeteredItem]) -> None:
-        """Take the Billing Meters of items that are not reported, unless others have them."""
-        with self.lock:
-            for item in items:
-                if item.billing_meter:
-                    self.owners.setdefault((item.customer, item.billing_meter), item)
-
-    def warn_of_double_billing_in_run(self, item: MeteredItem, outcome: Outcome) -> None:
-        """Warn of an item that bills the same usage as one before it in this run."""
-        with self.lock:
-            alike = self.counting.setdefault((item.meter, item.subject), [])
-            if any(other.id == item.id for other in alike):
-                return  # it was read again
-            others = [other for other in alike if overlap([other, item])]
-            alike.append(item)
-        for other in others:
-            warn_of_double_billing([other, item], outcome)
+            for other in other_items:
+                if other.id != item.id:
+                    self.claims.take_billing_meter(other)
 
     def trust_no_rows(self, report: PendingReport) -> bool:
         """Say whether no rows are no usage: whether anybody had some in that meter of late.

@@ -172,6 +172,11 @@ ARROWS = {
         "billing.reports",
         "usage",
     },
+    "billing.claims": {
+        "billing.items",
+        "billing.reports",
+        "billing.subscriptions",
+    },
     "billing.comparing": {
         "billing.invoices",
         "billing.items",
@@ -184,6 +189,7 @@ ARROWS = {
     },
     "billing.periodic": {
         "billing.batches",
+        "billing.claims",
         "billing.closings",
         "billing.commands",
         "billing.comparing",

@@ -29,7 +29,7 @@ from usage import MAX_SUBJECTS
 # each of these.
 MOST_WAITING = 5_000
 # How long a subscription waits for others, and one of which a period ends soon.
-WAIT_SECONDS, SOON_WAIT_SECONDS = 20, 2
+WAIT_SECONDS, SOON_WAIT_SECONDS = 26, 2
 
 
 class Span(NamedTuple):

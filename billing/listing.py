@@ -115,13 +115,14 @@ def iter_recently_ended(services: Services, hashes: "array[int]") -> Iterator[tu
     `hashes` are those of the ids of which the run knows that they are not over. Raises
     ReportRefused or ReportFailed.
     """
-    seen = set(hashes)
+    seen: set[int] | None = None
     since = services.stripe.clock.now() - DRAFT_SECONDS
     for invoice in stripe_api.list_recent_drafts(services.stripe, since):
         try:
             subscription_id = invoice_subscription_id(invoice)
         except InvalidStripeObject:
             continue  # a draft of no subscription
+        seen = set(hashes) if seen is None else seen
         if hash(subscription_id) not in seen:
             seen.add(hash(subscription_id))
             began = time.monotonic()

@@ -285,17 +285,18 @@ class WorkPool:
     def __init__(self, run: Run, workers: int) -> None:
         self.run, self.workers, self.threads = run, workers, ThreadPoolExecutor(workers)
         self.places, self.pending = BoundedSemaphore(4 * workers), set[Future[None]]()
-        self.seconds_each = 0.0
+        self.has_begun, self.seconds_each = False, 0.0
 
     def look_at(self, subscription: Json, read_at: float) -> None:
         """Hand a subscription over that was read at a monotonic second; then those due by now."""
         name = str(subscription["id"])
         self.submit(name, partial(self.run.look_at, subscription, read_at))
-        self.settle_due(self.most_waiting())
+        self.settle_due(self.most_waiting)
 
-    def settle_due(self, most: int) -> None:
+    def settle_due(self, most: Callable[[], int]) -> None:
         """Hand over those that waited for long enough, and more until at most so many wait."""
-        while not self.run.is_unread and (group := self.run.waiting.take(most)):
+        while not self.run.is_unread and (group := self.run.waiting.take(most())):
+            self.has_begun = True
             for due in ask_together(group, self.run.services):
                 self.submit(due.subscription, partial(self.settle, due))
 
@@ -310,10 +311,11 @@ class WorkPool:
     def most_waiting(self) -> int:
         """Return how many reports may wait: what is written in some seconds, or one query asks.
 
-        Of more, many would be so old at their turn that they had to be read again.
+        Of more, many would be so old at their turn that they had to be read again. The first one
+        shows how long that takes.
         """
         if not self.seconds_each:
-            return MAX_SUBJECTS
+            return MOST_WAITING if self.has_begun else MAX_SUBJECTS
         written = WAIT_SECONDS / 2 * self.workers / self.seconds_each
         return int(min(max(written, MAX_SUBJECTS), MOST_WAITING))
 
@@ -338,7 +340,7 @@ class WorkPool:
     def finish(self) -> None:
         """Wait for all that is under way, or waits; or for what has begun, if nobody reads on."""
         wait(list(self.pending))
-        self.settle_due(0)
+        self.settle_due(lambda: 0)
         if self.run.is_unread:
             self.finish_begun()
         wait(list(self.pending))

@@ -36,6 +36,8 @@ ARROWS = {
         "service.health",
         "service.logs",
         "service.metrics",
+        "service.rates",
+        "service.rates_redis",
         "service.settings",
         "service.transport",
         "usage",
@@ -50,6 +52,8 @@ ARROWS = {
     "billing.stripe_api": {
         "billing.clock",
         "service.health",
+        "service.rates",
+        "service.transport",
         "usage",
     },
     "billing.notes": {
@@ -323,6 +327,10 @@ ARROWS = {
     },
     "service.__main__": set(),
     "service.health": set(),
+    "service.rates": set(),
+    "service.rates_redis": {
+        "service.rates",
+    },
     "service.logs": set(),
     "service.metrics": set(),
     "service.serving": {

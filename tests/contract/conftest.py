@@ -147,7 +147,6 @@ def seed(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
 def command(story: Story, status: int, name: str, *options: str) -> Result:
     """Run a command of the service that ends with a status."""
     runner = story.service.client.application.test_cli_runner()
-    pace = [] if name == "replay" else ["--rate", "0"]
-    result = runner.invoke(args=[name, *pace, *options])
+    result = runner.invoke(args=[name, *options])
     assert result.exit_code == status, result.output
     return result

@@ -86,7 +86,7 @@ class Batch:
             if not self.is_split and (is_old or self.asked_at < since):
                 self.ask_together()
             if not self.is_split:
-                return Asked(self.found.get(item.subject), self.asked_at)
+                return Asked(self.found.get(str(item.subject)), self.asked_at)
         at = time.monotonic()
         return Asked(measure(self.services, item), at)
 
@@ -108,14 +108,16 @@ class Batch:
 def ask_together(group: list[Due], services: Services) -> list[Due]:
     """Let subscriptions with the same spans, 100 at most, ask for their totals together.
 
-    One alone asks as ever, and so does a span without time, of which OpenMeter knows nothing.
+    One alone asks as ever. So does a customer of OpenMeter's, for one that it does not know fails
+    the whole query, and a span without time, of which it knows nothing.
     """
     if len(group) == 1:
         return group
     subjects: dict[Span, dict[str, None]] = {}
     for due in group:
-        for report in due.reports:
-            subjects.setdefault(span_of(report.item), {})[report.item.subject] = None
+        for item in (report.item for report in due.reports):
+            if isinstance(item.subject, str):
+                subjects.setdefault(span_of(item), {})[item.subject] = None
     batches = {
         span: Batch(span, list(names), services)
         for span, names in subjects.items()
@@ -129,7 +131,8 @@ def with_batches(due: Due, batches: dict[Span, Batch]) -> Due:
     reports = []
     for report in due.reports:
         batch = batches.get(span_of(report.item))
-        ask = partial(batch.ask, report.item) if batch else None
+        is_in_it = batch and isinstance(report.item.subject, str)
+        ask = partial(batch.ask, report.item) if batch and is_in_it else None
         reports.append(replace(report, ask=ask))
     return replace(due, reports=reports)
 

@@ -3,6 +3,7 @@
 Of each item it keeps some 170 bytes, for there may be a million. Times are UTC seconds.
 """
 
+from collections.abc import Hashable
 from dataclasses import replace
 from struct import Struct
 from threading import Lock
@@ -59,14 +60,14 @@ class Claims:
         """Return what stands for a meter; there are few of them."""
         return self.numbers.setdefault(name, len(self.numbers) + 1) if name else 0
 
-    def of(self, name: str, item: MeteredItem) -> tuple[Taken, list[Taken]]:
+    def of(self, name: Hashable, item: MeteredItem) -> tuple[Taken, list[Taken]]:
         """Return what an item, and what others took of a customer or subject."""
         found = unpacked(self.taken.get(hash(name), b""))
         others = [taken for taken in found if taken.item != item.id]
         mine = next((taken for taken in found if taken.item == item.id), None)
         return mine or Taken(0, 0, 0, 0, 0, item.id), others
 
-    def note(self, name: str, item: MeteredItem, mine: Taken, others: list[Taken]) -> None:
+    def note(self, name: Hashable, item: MeteredItem, mine: Taken, others: list[Taken]) -> None:
         """Note what an item takes now."""
         mine = mine._replace(
             counted_from=min(item.counted_from, LATEST),

@@ -167,6 +167,18 @@ def test_one_alone_and_a_span_without_time_are_asked_for_as_ever(services: Servi
 
 
 @pytest.mark.usefixtures("at")
+def test_a_customer_of_openmeters_is_asked_for_alone(services: Services, totals: mock.Mock) -> None:
+    whole = due("a")
+    item = replace(whole.reports[0].item, subject=usage.OpenMeterCustomer("0" * 26))
+    whole = replace(whole, reports=[replace(whole.reports[0], item=item)])
+    found = ask_together([due("a"), whole, due("b")], services)
+    assert [one.reports[0].ask is None for one in found] == [False, True, False]
+    assert found[0].reports[0].ask is not None
+    found[0].reports[0].ask(0)
+    assert totals.call_args.args[2] == ["a", "b"]
+
+
+@pytest.mark.usefixtures("at")
 def test_each_subject_is_asked_for_once(services: Services, totals: mock.Mock) -> None:
     group = ask_together([due("a"), due("b", "0 0"), due("c"), due("a")], services)
     told = [report.ask(0) for found in group for report in found.reports if report.ask]

@@ -651,15 +651,24 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("signals", "together"), [(1, False), (2, False), (1, True)])
 def test_an_interrupt_ends_cleanly_and_says_how_far_it_got(
-    processes: Processes, signals: int
+    processes: Processes, signals: int, together: bool
 ) -> None:
     stripe = Stripe(processes.stripe)
     openmeter = OpenMeter(processes.openmeter)
     for _ in range(4):
         stripe.seed()
         openmeter.use(stripe.ids["customer"], 10)
+    if together:  # those on test clocks wait for nobody
+        price, clocked = stripe.ids["price"], stripe.call("GET", "subscriptions")["data"]
+        for found in clocked:
+            stripe.call("DELETE", f"subscriptions/{found['id']}")
+        form = {"items[0][price]": price, "items[0][metadata][om_meter_id]": "m1"}
+        for _ in range(4):
+            customer = stripe.call("POST", "customers")["id"]
+            stripe.call("POST", "subscriptions", customer=customer, **form)
+            openmeter.use(customer, 10, time=datetime.now(UTC).isoformat())
     call("POST", f"{processes.openmeter}/_fake/faults", {"path": "/query", "delay": 1, "times": 99})
     call("DELETE", f"{processes.openmeter}/_fake/requests")
     command = [*REPORT, "--workers", "1"]

@@ -130,9 +130,9 @@ def with_batches(due: Due, batches: dict[Span, Batch]) -> Due:
     """Let a subscription's reports ask for their totals in the batches of their spans."""
     reports = []
     for report in due.reports:
-        batch = batches.get(span_of(report.item))
-        is_in_it = batch and isinstance(report.item.subject, str)
-        ask = partial(batch.ask, report.item) if batch and is_in_it else None
+        is_subject = isinstance(report.item.subject, str)
+        batch = batches.get(span_of(report.item)) if is_subject else None
+        ask = partial(batch.ask, report.item) if batch else None
         reports.append(replace(report, ask=ask))
     return replace(due, reports=reports)
 

@@ -631,6 +631,25 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 # Pace
 
 
+@pytest.mark.parametrize(
+    ("has_begun", "seconds_each", "most"),
+    [
+        (False, 0, 100),  # one query's
+        (True, 0, 5_000),  # until the first is written
+        (True, 0.1, 1_300),  # ten a second, by ten workers, for half the time that one may wait
+        (True, 0.5, 260),
+        (True, 10, 100),
+        (True, 0.001, 5_000),
+    ],
+)
+def test_no_more_wait_than_are_written_in_time(
+    mocker: MockerFixture, has_begun: bool, seconds_each: float, most: int
+) -> None:
+    pool = periodic.WorkPool(mocker.create_autospec(periodic.Run, instance=True), 10)
+    pool.has_begun, pool.seconds_each = has_begun, seconds_each
+    assert pool.most_waiting() == most
+
+
 def test_a_run_keeps_to_its_share_of_an_endpoints_limit(many: Many) -> None:
     service = many(30, STRIPE_RATE_SHARE="80")
     began = time.monotonic()

@@ -188,7 +188,7 @@ ARROWS = {
     "billing.progress": {
         "billing.reports",
     },
-    "billing.periodic": {
+    "billing.runs": {
         "billing.batches",
         "billing.claims",
         "billing.closings",
@@ -200,8 +200,15 @@ ARROWS = {
         "billing.reports",
         "billing.stripe_api",
         "billing.subscriptions",
-        "service.watching",
         "usage",
+    },
+    "billing.periodic": {
+        "billing.commands",
+        "billing.comparing",
+        "billing.progress",
+        "billing.reports",
+        "billing.runs",
+        "service.watching",
     },
     "billing.replay": {
         "billing.commands",

@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from pytest_mock import MockerFixture
 
-from billing import periodic, stripe_api
+from billing import periodic, runs, stripe_api
 from billing.clock import report_second
 from billing.invoices import InvoicedPeriods, fetch_invoiced_periods
 from billing.stripe_api import Page, StripeConnection
@@ -505,7 +505,7 @@ def test_what_may_be_of_the_period_before_is_unknown_and_no_difference(
     (row,) = [line for line in result.stdout.splitlines() if re.search(r" 3 +\? +3 +\?$", line)]
     assert row.startswith("si_")
     assert result.stdout.splitlines()[-1] == "1 of 2 periods differ; 1 unknown"
-    mocker.patch("billing.periodic.fetch_draft_invoices", return_value=[])
+    mocker.patch("billing.runs.fetch_draft_invoices", return_value=[])
     result = report(service, "--dry-run")
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (
         0,
@@ -645,7 +645,7 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 def test_no_more_wait_than_are_written_in_time(
     mocker: MockerFixture, has_begun: bool, seconds_each: float, most: int
 ) -> None:
-    pool = periodic.WorkPool(mocker.create_autospec(periodic.Run, instance=True), 10)
+    pool = runs.WorkPool(mocker.create_autospec(runs.Run, instance=True), 10)
     pool.has_begun, pool.seconds_each = has_begun, seconds_each
     assert pool.most_waiting() == most
 

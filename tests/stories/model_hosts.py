@@ -304,9 +304,9 @@ def in_this_world(world: World) -> Iterator[None]:
         "service.clients.ThreadPoolExecutor": pool,
         "billing.reports.wait": wait,
         "billing.listing.ThreadPoolExecutor": pool,
-        "billing.periodic.ThreadPoolExecutor": pool,
-        "billing.periodic.BoundedSemaphore": partial(TurnSemaphore, scheduler),
-        "billing.periodic.wait": wait,
+        "billing.runs.ThreadPoolExecutor": pool,
+        "billing.runs.BoundedSemaphore": partial(TurnSemaphore, scheduler),
+        "billing.runs.wait": wait,
     }
     # Wherever the service makes locks.
     for name, module in list(sys.modules.items()):

@@ -46,7 +46,7 @@ from stripe import WebhookSignature
 
 from billing.batches import Due
 from billing.commands import with_patience
-from billing.periodic import Run, run_to_exit_status
+from billing.runs import Run, run_to_exit_status
 from billing.stripe_api import Json
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_invoices import finalization

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import json
 import re
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -103,6 +102,7 @@ class Upstream:
             (CHECKOUT, self.payment_intent),
             ("GET /_bench/counts", self.counts),
             ("POST /_bench/renewals", self.renewals.begin),
+            ("POST /_bench/renewals/answers", self.renewals.note_answer),
             ("GET /_bench/renewals", self.renewals.state),
         ):
             self.routes.append(Route(name, re.compile(name.replace("*", ID)), answer))
@@ -182,7 +182,7 @@ class Upstream:
 
     def subscription(self, _: Query, name: str) -> Json:
         """Answer a subscription."""
-        if self.renewals.count:
+        if self.renewals.boundary:
             return self.renewals.subscription(name)
         return subscription(name, items_of(name))
 
@@ -276,9 +276,6 @@ def main() -> None:
     parser.add_argument("--spread", action="store_true", help="over a month's hours")
     parser.add_argument("--live", action="store_true", help="refuse above a live account's limits")
     given = parser.parse_args()
-    # A burst's deliveries are as many connections.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     meter = METER if given.meter else None
     upstream = Upstream(given.subscriptions, given.invoices, meter, given.spread, given.live)
     asyncio.run(serve(upstream, [given.stripe_ms, given.openmeter_ms]))

@@ -1,107 +1,60 @@
-"""Stripe as the burst plays it: deliveries again until they are answered, drafts held meanwhile."""
+"""Subscriptions that renew together: what counts as closed, and when a draft is final."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from itertools import islice
+import json
 
 import pytest
 from pytest_mock import MockerFixture
 
-from bench import renewals
 from bench.objects import DAY
-from bench.renewals import Renewals, waits
+from bench.renewals import HOUR_SECONDS, UPDATED, Renewals
 
 BOUNDARY = 1_790_000_000
 
 
-def test_each_wait_is_longer_up_to_a_minute() -> None:
-    assert list(islice(waits(), 5)) == [10, 20, 40, 60, 60]
+@pytest.fixture
+def found() -> Renewals:
+    return Renewals(BOUNDARY)
 
 
-def delivered(
-    mocker: MockerFixture, kind: str, post: Callable[..., Awaitable[bool]]
-) -> tuple[Renewals, list[float]]:
-    """Deliver one event to a service; return what became of it, and the waits."""
-    slept: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    async def deliver() -> None:
-        await found.deliver("sub_1", kind, "http://service")
-        await real_sleep(0.05)
-
-    real_sleep = asyncio.sleep
-    mocker.patch.object(renewals, "HOUR_SECONDS", 0.01)
-    mocker.patch.object(renewals, "post", post)
-    mocker.patch("asyncio.sleep", sleep)
-    found = Renewals(count=1, boundary=BOUNDARY)
-    asyncio.run(deliver())
-    return found, slept
+def close(found: Renewals, name: str, second: int = BOUNDARY - 1) -> None:
+    found.note_event({"payload[stripe_customer_id]": f"cus_{name}", "timestamp": str(second)})
 
 
-@pytest.mark.parametrize("refusals", [0, 3])
-def test_a_delivery_is_made_again_until_it_is_answered(
-    mocker: MockerFixture, refusals: int
-) -> None:
-    answers = iter([False] * refusals + [True])
-
-    async def post(*_: str) -> bool:
-        return next(answers)
-
-    found, slept = delivered(mocker, "invoice.created", post)
-    assert (found.attempts, len(found.answered)) == (refusals + 1, 1)
-    assert slept == [0.01 * 2**n for n in range(refusals)]
-    assert set(found.final) == {"sub_1"}
-    assert found.final["sub_1"] >= found.answered[0] + 0.01
+def answer(found: Renewals, name: str) -> None:
+    found.note_answer({"body": json.dumps({"subscription": name})})
 
 
-def test_only_the_draft_of_an_answered_invoice_becomes_final(mocker: MockerFixture) -> None:
-    async def post(*_: str) -> bool:
-        return True
-
-    found, _ = delivered(mocker, "customer.subscription.updated", post)
-    assert found.final == {}
-
-
-def test_no_answer_in_time_is_a_failure(mocker: MockerFixture) -> None:
-    silences = iter([True, False])
-
-    async def post(*_: str) -> bool:
-        is_silent = next(silences)
-        if is_silent:
-            await asyncio.Event().wait()
-        return True
-
-    mocker.patch.object(renewals, "ANSWER_SECONDS", 0.01)
-    found, _ = delivered(mocker, "customer.subscription.updated", post)
-    assert (found.timed_out, found.attempts) == (1, 2)
-
-
-def event_of_meter(customer: str, second: int) -> dict[str, str]:
-    return {"payload[stripe_customer_id]": customer, "timestamp": str(second)}
-
-
-def test_a_period_is_closed_by_an_event_of_before_its_end() -> None:
-    found = Renewals(count=2, boundary=BOUNDARY)
-    found.note_event(event_of_meter("cus_sub_0", BOUNDARY + 1))
-    found.note_event(event_of_meter("cus_sub_1", BOUNDARY - 1))
+def test_a_period_is_closed_by_an_event_of_before_its_end(found: Renewals) -> None:
+    close(found, "sub_0", BOUNDARY + 1)
+    close(found, "sub_1")
     assert set(found.closed) == {"sub_1"}
-    for name in ("sub_0", "sub_1"):
-        found.make_final(name)
-    assert found.state({})["final_before_closed"] == 1
 
 
-def test_a_late_close_does_not_mend_a_final_draft() -> None:
-    found = Renewals(count=1, boundary=BOUNDARY)
-    found.make_final("sub_0")
-    found.note_event(event_of_meter("cus_sub_0", BOUNDARY - 1))
-    assert found.state({})["final_before_closed"] == 1
-    assert found.invoice("sub_0")["status"] == "open"
+def test_a_draft_is_final_an_hour_after_its_answer_and_not_before(
+    found: Renewals, mocker: MockerFixture
+) -> None:
+    now = mocker.patch("bench.renewals.time.monotonic", return_value=100.0)
+    answer(found, "sub_0")
+    for seconds, status in ((0, "draft"), (HOUR_SECONDS - 0.1, "draft"), (HOUR_SECONDS, "open")):
+        now.return_value = 100 + seconds
+        assert found.invoice("sub_0")["status"] == status
+        assert found.invoice("sub_1")["status"] == "draft"
 
 
-def test_an_update_tells_that_the_period_moved_on() -> None:
-    event = Renewals(count=1, boundary=BOUNDARY).event("sub_0", "customer.subscription.updated")
+@pytest.mark.parametrize(("seconds", "late"), [(None, 1), (HOUR_SECONDS + 1, 1), (0, 0)])
+def test_a_draft_that_is_final_before_it_is_closed_is_counted(
+    found: Renewals, mocker: MockerFixture, seconds: float | None, late: int
+) -> None:
+    now = mocker.patch("bench.renewals.time.monotonic", return_value=100.0)
+    answer(found, "sub_0")
+    if seconds is not None:
+        now.return_value = 100 + seconds
+        close(found, "sub_0")
+    assert found.state({})["final_before_closed"] == late
+
+
+def test_an_update_tells_that_the_period_moved_on(found: Renewals) -> None:
+    event = found.event("sub_0", UPDATED)
     (before,) = event["data"]["previous_attributes"]["items"]["data"]
     (after,) = event["data"]["object"]["items"]["data"]
     assert before["current_period_end"] == after["current_period_start"] == BOUNDARY

@@ -15,6 +15,7 @@ from fakes.processes import ROOT
 
 FOUND = {
     "closed": 1_000,
+    "answered": 2_000,
     "last_closed": 120.0,
     "last_answered": 150.0,
     "attempts": 2_500,
@@ -60,6 +61,7 @@ def test_the_table_says_what_was_met() -> None:
         ({}, []),
         ({"last_closed": 130.1}, [0]),
         ({"closed": 999}, [0]),
+        ({"answered": 1_999}, [0]),
         ({"used": {"GET /v1/invoices/*": 88.0, "all": 40.0}}, [1]),
         ({"refused": 1}, [2]),
         ({"final_before_closed": 1}, [3]),

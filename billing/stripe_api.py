@@ -350,7 +350,7 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
         if kind is not StripeBusy:
             note_answer(account, error_reason(error))
         elif reason := (error.headers or {}).get("Stripe-Rate-Limited-Reason"):
-            account.rates.slow_down(method, path, reason)
+            account.rates.slow_down(method, path, reason, is_scoped=bool(account.scope))
         raise kind(error_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.

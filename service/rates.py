@@ -19,17 +19,13 @@ SECOND_MS = 1_000
 # Requests a second: of each endpoint, of all together, and of meter events, which live have a
 # limit of their own.
 ENDPOINT, ALL_LIVE, ALL_TEST, METER_EVENTS_LIVE = 25, 100, 25, 1_000
-METER_EVENTS = "POST /v1/billing/meter_events"
+METER_EVENTS, OWN_METER_EVENTS = "POST /v1/billing/meter_events", "meter events"
 ALL = "all requests"
 # Before these a path has no id.
 NAMESPACES = ("billing", "test_helpers")
-# Which limit an answer is about (docs.stripe.com/rate-limits); any other is an object's own.
-REASONS = {
-    "global-rate": ALL,
-    "global-concurrency": ALL,
-    "endpoint-rate": "",
-    "endpoint-concurrency": "",
-}
+# What a 429 is about (docs.stripe.com/rate-limits); any other reason is an object's own.
+OF_ENDPOINT = ("endpoint-rate", "endpoint-concurrency")
+OF_ALL = ("global-rate", "global-concurrency")
 # Where so many go out in a second, those that wait need no distance: none is that exact.
 SPACED_RATE = 100
 # How much slower after a 429, at most, and how long until half of that is forgiven.
@@ -64,13 +60,20 @@ def endpoint_of(method: str, path: str) -> str:
 
 
 def limits_of(endpoint: str, *, is_live: bool, is_scoped: bool) -> dict[str, int]:
-    """Return the limits that a call counts for, in requests a second.
+    """Return what a call counts for, its endpoint before all, with requests a second.
 
     `is_scoped`: it is for another account, by Stripe-Account or Stripe-Context.
     """
     if endpoint == METER_EVENTS and is_live and not is_scoped:
-        return {endpoint: METER_EVENTS_LIVE}
+        return {OWN_METER_EVENTS: METER_EVENTS_LIVE}
     return {endpoint: ENDPOINT, ALL: ALL_LIVE if is_live else ALL_TEST}
+
+
+def names_in(reason: str | None, limits: list[str]) -> list[str]:
+    """Return which of a call's limits, its endpoint's and that of all, a 429's reason is about."""
+    if reason in OF_ENDPOINT:
+        return limits[:1]
+    return limits[-1:] if reason in OF_ALL else []
 
 
 class OwnBuckets(BucketFactory):
@@ -189,13 +192,15 @@ class Rates:
         """Return our share of a limit, in requests a second."""
         return self.limits[name] * self.share
 
+    def limits_of(self, method: str, path: str, *, is_scoped: bool) -> dict[str, int]:
+        """Return the limits that a call counts for: none, where none is ours."""
+        endpoint = endpoint_of(method, path)
+        known = limits_of(endpoint, is_live=self.is_live, is_scoped=is_scoped)
+        return known if self.share else {}
+
     def take_turn(self, method: str, path: str, *, until: float, is_scoped: bool = False) -> None:
         """Wait until a call may go out, at most until a monotonic second. Raises NoTurn."""
-        if not self.share:
-            return
-        endpoint = endpoint_of(method, path)
-        limits = limits_of(endpoint, is_live=self.is_live, is_scoped=is_scoped)
-        for name, limit in limits.items():
+        for name, limit in self.limits_of(method, path, is_scoped=is_scoped).items():
             if self.shared and self.is_command:
                 self.shared.let_deliveries_pass(name)
             if not self.lane(name, limit).take(until, partial(self.tell_waiting, name)):
@@ -226,11 +231,11 @@ class Rates:
             return self.own.try_acquire(name, blocking=False) is True
         return self.own.try_acquire(name, timeout=seconds) is True
 
-    def slow_down(self, method: str, path: str, reason: str | None) -> None:
+    def slow_down(
+        self, method: str, path: str, reason: str | None, *, is_scoped: bool = False
+    ) -> None:
         """Ask less often for a while what Stripe's 429 says that it was asked too often."""
-        if not self.share or reason not in REASONS:
-            return
-        name = REASONS[reason] or endpoint_of(method, path)
-        lane = self.lanes.get(name)
-        if lane and lane.slow_down(4 if self.is_command else 2):
-            log.warning("Stripe limits %s (%s): slower for a while", name, reason)
+        limits = self.limits_of(method, path, is_scoped=is_scoped)
+        for name in names_in(reason, list(limits)):
+            if self.lane(name, limits[name]).slow_down(4 if self.is_command else 2):
+                log.warning("Stripe limits %s (%s): slower for a while", name, reason)

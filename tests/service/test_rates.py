@@ -8,7 +8,16 @@ from itertools import pairwise
 import pytest
 from pytest_mock import MockerFixture
 
-from service.rates import ALL, METER_EVENTS, Lane, NoTurn, Rates, endpoint_of, limits_of
+from service.rates import (
+    ALL,
+    METER_EVENTS,
+    OWN_METER_EVENTS,
+    Lane,
+    NoTurn,
+    Rates,
+    endpoint_of,
+    limits_of,
+)
 
 RECORDS = ("post", "/v1/subscription_items/si_1/usage_records")
 RECORDS_ENDPOINT = "POST /v1/subscription_items/*/usage_records"
@@ -54,7 +63,7 @@ def test_a_call_counts_for_the_endpoint_whatever_the_id(path: str, endpoint: str
     [
         (RECORDS_ENDPOINT, True, False, {RECORDS_ENDPOINT: 25, ALL: 100}),
         (RECORDS_ENDPOINT, False, False, {RECORDS_ENDPOINT: 25, ALL: 25}),
-        (METER_EVENTS, True, False, {METER_EVENTS: 1_000}),
+        (METER_EVENTS, True, False, {OWN_METER_EVENTS: 1_000}),
         (METER_EVENTS, False, False, {METER_EVENTS: 25, ALL: 25}),
         (METER_EVENTS, True, True, {METER_EVENTS: 25, ALL: 100}),
     ],
@@ -89,6 +98,18 @@ def test_all_endpoints_together_have_a_limit() -> None:
     paths = [f"/v1/kind_{n}" for n in range(5)]
     assert sum(taken(rates, ("get", path), 0) for path in paths) == 80
     assert taken(rates, EVENTS, 0) == 800
+
+
+def test_meter_events_of_other_accounts_have_the_limit_of_an_endpoint() -> None:
+    rates = Rates(80, is_live=True)
+    for _ in range(30):
+        rates.take_turn(*EVENTS, until=time.monotonic())
+    for _ in range(20):
+        rates.take_turn(*EVENTS, until=time.monotonic(), is_scoped=True)
+    with pytest.raises(NoTurn, match="20 requests a second"):
+        rates.take_turn(*EVENTS, until=time.monotonic(), is_scoped=True)
+    rates.slow_down(*EVENTS, "endpoint-rate", is_scoped=True)
+    assert [name for name, lane in rates.lanes.items() if lane.slowness() > 1] == [METER_EVENTS]
 
 
 def test_without_a_share_nobody_waits() -> None:

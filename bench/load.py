@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 KIB_PER_MB = 1_000_000 / 1_024
 # Our share of Stripe's limits where they are measured, in percent.
 SHARE = 80
+SERVICE = "the service"
 LIVE_KEY = STRIPE_KEY.replace("test", "live")
 START_SECONDS, QUIET_SECONDS = 30, 0.3
 
@@ -73,6 +75,15 @@ class Stage(Processes):
             raise
         return self
 
+    def stop(self) -> None:
+        """End all that was started, also workers that are busy for longer than their service."""
+        services = [each for each in self.running if each.name == SERVICE]
+        busy = [pid for each in services if each.popen.poll() is None for pid in workers_of(each)]
+        super().stop()
+        for pid in busy:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def settings(self, workers: int = 1, redis: str = "") -> dict[str, str]:
         """Return what the service starts with."""
         key, share = (LIVE_KEY, SHARE) if self.live else (STRIPE_KEY, 0)
@@ -86,7 +97,7 @@ class Stage(Processes):
     def serve(self, workers: int = 1, redis: str = "") -> Process:
         """Start the service as `make run` does, and return once it answers."""
         command = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0"]
-        process = self.start("the service", command, self.settings(workers, redis))
+        process = self.start(SERVICE, command, self.settings(workers, redis))
         self.service = process.address()
         with closing(connection(self.service)) as http:
             exchange(http, "GET", "/healthz")

@@ -12,9 +12,9 @@ from service.rates import window
 
 # Redis is near: one that takes longer is gone, and nobody asks it again for a while.
 ANSWER_SECONDS, GONE_SECONDS = 0.5, 10
-# How long one delivery that waits holds up the commands, how long a command's call is held up in
-# all, and how often it looks.
-WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_000, 30, 0.05
+# How long one delivery that waits holds up the commands (longer than its turn takes to come), how
+# long a command's call is held up in all, and how often it looks.
+WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_500, 30, 0.05
 # Those that a full second let go come together again a second later, from all processes, and some
 # milliseconds sooner or later than Redis gave them their turn: its second is that much longer.
 LONGER = 1.05

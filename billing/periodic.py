@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,6 +20,15 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 import usage
+from billing.batches import (
+    MOST_WAITING,
+    WAIT_SECONDS,
+    Due,
+    WaitingRoom,
+    ask_together,
+    with_batches_of,
+)
+from billing.claims import Claims
 from billing.closings import as_it_is, invoice_reports
 from billing.commands import (
     DIFFERENT,
@@ -31,15 +41,17 @@ from billing.commands import (
     logs_json,
     metrics_option,
     say,
+    span_seconds,
     subscription_option,
     with_patience,
     workers_option,
 )
 from billing.comparing import Compared, Comparison, compare, sentence
-from billing.items import MeteredItem, overlap
+from billing.items import InvalidStripeObject, MeteredItem
 from billing.listing import (
     fetch_complete,
     fetch_draft_invoices,
+    is_outdated,
     iter_billable_subscriptions,
     iter_billable_subscriptions_by_id,
     iter_running_subscriptions,
@@ -48,11 +60,14 @@ from billing.progress import Progress, progress, unseen
 from billing.reports import Outcome, PendingReport, Services, log, report_in_order
 from billing.stripe_api import Json, ReportFailed, ReportRefused
 from billing.subscriptions import (
+    Subscription,
     fail_items_that_overwrite,
+    fetch_current,
+    listed_entries,
     read_fetched_items,
-    warn_of_double_billing,
 )
 from service.watching import Ended, Figure, tell_watchers
+from usage import MAX_SUBJECTS
 
 # How long ago somebody must have had usage in a meter, for nobody's to be believed.
 USED_DAYS = 35
@@ -69,45 +84,90 @@ class Run:
     dry: bool = False
     moving: bool = False
     only_some: bool = False
+    ending_within: int | None = None
     show: Callable[[Mapping[str, Any]], None] = lambda _: None
     progress: Progress = field(default_factory=unseen)
     is_unread: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     compared: Compared = field(default_factory=Compared)
-    owners: dict[tuple[str, str], MeteredItem] = field(default_factory=dict)
-    counting: dict[tuple[str, usage.Whose], list[MeteredItem]] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
     meters_in_use: dict[str, bool] = field(default_factory=dict)
+    waiting: WaitingRoom = field(default_factory=WaitingRoom)
     lock: Lock = field(default_factory=Lock)
     meters_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self.services = replace(self.services, trust_no_rows=self.trust_no_rows, expects_idle=True)
 
-    def work_on(self, subscription: Json, as_of: int) -> None:
-        """Report or compare the items of a subscription, known since a UTC second."""
-        outcome, compared, reports = Outcome(), list[Comparison](), list[PendingReport]()
-        with outcome.record_errors(str(subscription["id"])):
-            reports = self.due_reports(subscription, as_of, outcome)
+    def leaves_out(self, subscription: Json, read_at: float) -> bool:
+        """Say whether none of a listed subscription's periods ends as soon as the run is about.
+
+        What it does not show may. Its Billing Meters are taken all the same.
+        """
+        if self.ending_within is None or subscription.get("test_clock"):
+            return False
+        try:
+            entries = listed_entries(subscription)
+        except InvalidStripeObject:
+            return False  # whose failure is said
+        listed = Subscription(subscription, entries, self.services.stripe.clock.at(read_at))
+        is_whole = not subscription["items"].get("has_more")
+        if not is_whole or listed.soonest_end - listed.as_of <= self.ending_within:
+            return False
+        with suppress(ReportFailed):
+            for item in read_fetched_items(listed, self.services, Outcome()):
+                self.claims.take_billing_meter(item)
+        return True
+
+    def look_at(self, subscription: Json, read_at: float) -> None:
+        """See what is to be reported of a subscription that was read at a monotonic second.
+
+        It waits for others of which OpenMeter is asked the same, if there is something to ask.
+        """
+        read = partial(fetch_complete, subscription, read_at, self.services)
+        due = self.due(str(subscription["id"]), read, Outcome())
+        if due.reports and due.read_at is not None:
+            self.waiting.add(due, self.services.stripe.clock.now())
+        else:
+            self.settle(due)
+
+    def due(self, subscription_id: str, read: Callable[[], Subscription], outcome: Outcome) -> Due:
+        """Return what is to be reported of a subscription; nothing if that failed."""
+        with outcome.record_errors(subscription_id):
+            current = read()
+            reports = [
+                replace(report, read_at=current.read_at)
+                for report in self.due_reports(current, outcome)
+            ]
+            return Due(subscription_id, reports, outcome, current.read_at, current.soonest_end)
+        return Due(subscription_id, [], outcome)
+
+    def settle(self, due: Due) -> None:
+        """Report or compare the items of a subscription; read it again if it waited for long."""
+        if due.read_at is not None and is_outdated(due.read_at, due.end, self.services):
+            name, outcome = due.subscription, due.outcome
+            read = partial(fetch_current, name, self.services, "latest_invoice")
+            due = with_batches_of(self.due(name, read, outcome), due)
+        compared = list[Comparison]()
         if self.dry:
-            for report in reports:
+            for report in due.reports:
                 if report.writes:
-                    with outcome.record_errors(report.item.id):
+                    with due.outcome.record_errors(report.item.id):
                         compared.append(compare(report, self.services, moving=self.moving))
         else:
-            outcome.add(report_in_order(reports, self.services))
-        self.note({report.item.id for report in reports}, outcome, compared)
+            due.outcome.add(report_in_order(due.reports, self.services))
+        self.note({report.item.id for report in due.reports}, due.outcome, compared)
 
-    def due_reports(self, subscription: Json, as_of: int, outcome: Outcome) -> list[PendingReport]:
+    def due_reports(self, current: Subscription, outcome: Outcome) -> list[PendingReport]:
         """Return what to report: the periods that drafts still bill, then the running ones.
 
         Raises ReportRefused or ReportFailed.
         """
-        current = fetch_complete(subscription, as_of, self.services)
         items = read_fetched_items(current, self.services, outcome) if current.is_running else []
         kept = fail_items_that_overwrite(items, outcome)
-        kept = [item for item in kept if self.claim_billing_meter(item, outcome)]
+        kept = [item for item in kept if self.may_send(item, outcome)]
         for item in kept:
-            self.warn_of_double_billing_in_run(item, outcome)
+            self.claims.warn_of_double_billing(item, outcome)
         refused = {item.id for item in items} - {item.id for item in kept}
         closed = []
         for invoice in fetch_draft_invoices(current, self.services):
@@ -116,41 +176,25 @@ class Run:
             PendingReport(item, current.as_of) for item in kept
         ]
 
-    def claim_billing_meter(self, item: MeteredItem, outcome: Outcome) -> bool:
+    def may_send(self, item: MeteredItem, outcome: Outcome) -> bool:
         """Take an item's Billing Meter for it; fail it if another one sends that other totals.
 
         A run over some subscriptions reads the customer's others from Stripe first.
         """
-        if not item.billing_meter:
-            return True
-        if self.only_some:
+        if item.billing_meter and self.only_some:
             self.claim_meters_of_customer(item)
-        with self.lock:
-            owner = self.owners.setdefault((item.customer, item.billing_meter), item)
-        if fail_items_that_overwrite([owner, item], outcome):
-            return True
-        return owner.id == item.id
+        return self.claims.may_send(item, outcome)
 
     def claim_meters_of_customer(self, item: MeteredItem) -> None:
         """Take their Billing Meters for the other items of an item's customer."""
         found = iter_running_subscriptions(self.services, customer=item.customer)
-        for subscription, as_of in found:
+        for subscription, read_at in found:
             other_items = read_fetched_items(
-                fetch_complete(subscription, as_of, self.services), self.services, Outcome()
+                fetch_complete(subscription, read_at, self.services), self.services, Outcome()
             )
             for other in other_items:
-                if other.id != item.id and other.billing_meter:
-                    with self.lock:
-                        self.owners.setdefault((other.customer, other.billing_meter), other)
-
-    def warn_of_double_billing_in_run(self, item: MeteredItem, outcome: Outcome) -> None:
-        """Warn of an item that bills the same usage as one before it in this run."""
-        with self.lock:
-            alike = self.counting.setdefault((item.meter, item.subject), [])
-            others = [other for other in alike if overlap([other, item])]
-            alike.append(item)
-        for other in others:
-            warn_of_double_billing([other, item], outcome)
+                if other.id != item.id:
+                    self.claims.take_billing_meter(other)
 
     def trust_no_rows(self, report: PendingReport) -> bool:
         """Say whether no rows are no usage: whether anybody had some in that meter of late.
@@ -197,6 +241,7 @@ class Run:
             for found in compared:
                 self.compared.add(found)
                 self.tell(found.shown())
+            self.progress.advance()
 
     def fail(self, name: str, reason: str) -> None:
         """Note what failed outside of a subscription's items."""
@@ -235,46 +280,85 @@ def has_recent_usage(meter: str, as_of: int, services: Services) -> bool:
 
 
 class WorkPool:
-    """Threads that work on subscriptions, never many of them in memory."""
+    """Threads that work on subscriptions, a few of them in turn, while others wait."""
 
     def __init__(self, run: Run, workers: int) -> None:
-        self.run, self.threads = run, ThreadPoolExecutor(workers)
+        self.run, self.workers, self.threads = run, workers, ThreadPoolExecutor(workers)
         self.places, self.pending = BoundedSemaphore(4 * workers), set[Future[None]]()
+        self.has_begun, self.seconds_each = False, 0.0
 
-    def submit(self, subscription: Json, as_of: int) -> None:
-        """Hand a subscription over as soon as there is a place for it."""
+    def look_at(self, subscription: Json, read_at: float) -> None:
+        """Hand a subscription over that was read at a monotonic second; then those due by now."""
+        name = str(subscription["id"])
+        self.submit(name, partial(self.run.look_at, subscription, read_at))
+        self.settle_due(self.most_waiting)
+
+    def settle_due(self, most: Callable[[], int]) -> None:
+        """Hand over those that waited for long enough, and more until at most so many wait."""
+        while not self.run.is_unread and (group := self.run.waiting.take(most())):
+            self.has_begun = True
+            for due in ask_together(group, self.run.services):
+                self.submit(due.subscription, partial(self.settle, due))
+
+    def settle(self, due: Due) -> None:
+        """Work on a subscription that waited, and note how long a report takes."""
+        began = time.monotonic()
+        self.run.settle(due)
+        each = (time.monotonic() - began) / len(due.reports)
+        with self.run.lock:
+            self.seconds_each = (7 * (self.seconds_each or each) + each) / 8
+
+    def most_waiting(self) -> int:
+        """Return how many reports may wait: what is written in some seconds, or one query asks.
+
+        Of more, many would be so old at their turn that they had to be read again. The first one
+        shows how long that takes.
+        """
+        if not self.seconds_each:
+            return MOST_WAITING if self.has_begun else MAX_SUBJECTS
+        written = WAIT_SECONDS / 2 * self.workers / self.seconds_each
+        return int(min(max(written, MAX_SUBJECTS), MOST_WAITING))
+
+    def submit(self, name: str, work: Callable[[], None]) -> None:
+        """Hand work on a subscription over as soon as there is a place for it."""
+        if self.run.is_unread:
+            return
         self.places.acquire()
-        job = self.threads.submit(self.run.work_on, subscription, as_of)
+        job = self.threads.submit(work)
         self.pending.add(job)
-        job.add_done_callback(partial(self.forget, str(subscription["id"])))
+        job.add_done_callback(partial(self.forget, name))
 
     def forget(self, name: str, job: Future[None]) -> None:
         """Give a place back, and note a mistake of ours as a failure of one subscription."""
         self.places.release()
         self.pending.discard(job)
-        if job.cancelled():
-            return
-        if error := job.exception():
+        if not job.cancelled() and (error := job.exception()):
             self.run.fail(name, f"could not be worked on ({type(error).__name__})")
-        with self.run.lock:
-            self.run.progress.advance()
+            with self.run.lock:
+                self.run.progress.advance()
 
     def finish(self) -> None:
-        """Wait for what has begun, or has a place."""
+        """Wait for all that is under way, or waits; or for what has begun, if nobody reads on."""
+        wait(list(self.pending))
+        self.settle_due(lambda: 0)
+        if self.run.is_unread:
+            self.finish_begun()
         wait(list(self.pending))
 
     def finish_begun(self) -> None:
         """Let no other subscription begin, and wait for what has begun."""
         self.threads.shutdown(wait=False, cancel_futures=True)
-        self.finish()
+        wait(list(self.pending))
 
 
-def source_of(run: Run, ids: list[str]) -> Iterator[tuple[Json, int]]:
-    """Return what to work on: the subscriptions of the ids, or all.
+def source_of(run: Run, ids: list[str]) -> Iterator[tuple[Json, float]]:
+    """Return what to work on: the subscriptions of the ids, all, or all that run.
 
-    Yields each with the UTC second of reading. Raises ReportRefused or ReportFailed.
+    Yields each with the monotonic second of reading. Raises ReportRefused or ReportFailed.
     """
     expect = run.progress.expect
+    if not ids and run.ending_within is not None:
+        return iter_running_subscriptions(run.services, expect)
     if not ids:
         return iter_billable_subscriptions(run.services, expect)
     return iter_billable_subscriptions_by_id(run.services, ids, run.fail, expect)
@@ -286,25 +370,35 @@ def run_to_exit_status(run: Run, ids: list[str], workers: int) -> int:
     An interrupt lets those that have begun finish, and no other begin. So does a reader of the
     output who leaves.
     """
-    pool, last = WorkPool(run, workers), "the first"
+    pool = WorkPool(run, workers)
     with pool.threads:
         try:
-            for subscription, as_of in source_of(run, ids):
-                last = str(subscription["id"])
-                pool.submit(subscription, as_of)
-                if run.is_unread:
-                    pool.finish_begun()
-                    break
-            run.progress.expect_no_more()
+            look_at_all(run, ids, pool)
             pool.finish()
-        except (ReportRefused, ReportFailed) as error:
-            run.fail(f"the list of subscriptions after {last}", str(error))
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             log.warning("interrupted: what has begun is finished, the rest is not reported")
             pool.finish_begun()
             return INTERRUPTED
     return run.exit_status()
+
+
+def look_at_all(run: Run, ids: list[str], pool: WorkPool) -> None:
+    """Hand over all subscriptions, or those of the ids, until the list ends or nobody reads on."""
+    last = "the first"
+    try:
+        for subscription, read_at in source_of(run, ids):
+            last = str(subscription["id"])
+            if run.leaves_out(subscription, read_at):
+                run.progress.expect(-1)
+            else:
+                pool.look_at(subscription, read_at)
+            if run.is_unread:
+                return
+    except (ReportRefused, ReportFailed) as error:
+        run.fail(f"the list of subscriptions after {last}", str(error))
+    else:
+        run.progress.expect_no_more()
 
 
 @dataclass(frozen=True)
@@ -317,10 +411,26 @@ class Options:
     as_json: bool
     quiet: bool
     workers: int
+    ending_within: int | None
+
+
+def parse_ending(_: click.Context, __: click.Parameter, given: str | None) -> int | None:
+    """Accept a time such as 10m or 1h, and return its seconds."""
+    if given is None:
+        return None
+    if not (seconds := span_seconds(given)):
+        raise click.BadParameter(f"{given!r} is no time such as 10m or 1h")
+    return seconds
 
 
 @click.command("report", short_help="Report all subscriptions' usage, or compare it.")
 @subscription_option
+@click.option(
+    "--ending-within",
+    metavar="TIME",
+    callback=parse_ending,
+    help="Only subscriptions of which a period ends as soon as that: 10m, 1h.",
+)
 @click.option("--dry-run", "dry", is_flag=True, help="Write nothing; compare both services.")
 @click.option("--all", "show_all", is_flag=True, help="With --dry-run: show what agrees, too.")
 @click.option(
@@ -348,9 +458,10 @@ def report_command(
     options = Options(**how)
     require_options_that_fit(options)
     options = replace(options, as_json=options.as_json or (logs_json() and not options.quiet))
-    is_whole = not (ids or options.dry)
+    is_whole = not (ids or options.dry or options.ending_within)
     if metrics_file and not is_whole:
-        raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
+        left_out = "--subscription, --ending-within, --dry-run"
+        raise click.UsageError(f"--metrics is for whole runs: leave out {left_out}")
     services = with_patience(current_app.extensions["services"])
     statuses, counts = [], Counter[str]()
     for each in connections(services, accounts):
@@ -400,7 +511,7 @@ def run_on_account(
     began = time.monotonic()
     with progress(quiet=options.quiet) as shown:
         run = Run(services, options.dry, options.moving, only_some=bool(ids), progress=shown)
-        run.compared.show_all = options.show_all
+        run.compared.show_all, run.ending_within = options.show_all, options.ending_within
         if options.as_json:
             run.show = lambda entry: shown.say(json.dumps(entry, default=plain_decimal))
         status = run_to_exit_status(run, ids, options.workers)

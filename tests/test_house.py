@@ -167,6 +167,17 @@ ARROWS = {
         "billing.stripe_api",
         "billing.subscriptions",
     },
+    "billing.batches": {
+        "billing.items",
+        "billing.listing",
+        "billing.reports",
+        "usage",
+    },
+    "billing.claims": {
+        "billing.items",
+        "billing.reports",
+        "billing.subscriptions",
+    },
     "billing.comparing": {
         "billing.invoices",
         "billing.items",
@@ -178,6 +189,8 @@ ARROWS = {
         "billing.reports",
     },
     "billing.periodic": {
+        "billing.batches",
+        "billing.claims",
         "billing.closings",
         "billing.commands",
         "billing.comparing",

@@ -34,6 +34,7 @@ ARROWS = {
         "doctor.command",
         "service.clients",
         "service.health",
+        "service.late",
         "service.logs",
         "service.metrics",
         "service.rates",
@@ -347,6 +348,7 @@ ARROWS = {
     },
     "service.__main__": set(),
     "service.health": set(),
+    "service.late": set(),
     "service.rates": set(),
     "service.rates_redis": {
         "service.rates",

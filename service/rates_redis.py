@@ -4,19 +4,18 @@ import logging
 import time
 
 import redis
-from pyrate_limiter import BucketFactory, Limiter, Rate, RateItem, RedisBucket
+from pyrate_limiter import BucketFactory, Limiter, RateItem, RedisBucket
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.rates import window
+from service.rates import acquire, window
 
 # Redis is near: one that takes longer is gone, and nobody asks it again for a while.
 ANSWER_SECONDS, GONE_SECONDS = 0.5, 10
 # How long one delivery that waits holds up the commands (longer than its turn takes to come), how
 # long a command's call is held up in all, and how often it looks.
 WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_500, 30, 0.05
-# Those that a full second let go come together again a second later, from all processes, and some
-# milliseconds sooner or later than Redis gave them their turn: its second is that much longer.
+# From several processes they differ by more.
 LONGER = 1.05
 # What was taken is forgotten after some seconds, and the whole key when nobody takes any more.
 TRIM_SECONDS, KEPT_SECONDS = 1, 60
@@ -37,12 +36,6 @@ class Bucket(RedisBucket):
             self.leak(item.timestamp)
             self.redis.expire(self.bucket_key, KEPT_SECONDS)
         return taken
-
-
-def longer_window(per_second: float) -> Rate:
-    """Return a rate as so many whole requests in a window that is longer than a second."""
-    rate = window(per_second)
-    return Rate(rate.limit, round(LONGER * rate.interval))
 
 
 class RedisBudget(BucketFactory):
@@ -74,7 +67,7 @@ class RedisBudget(BucketFactory):
     def get(self, item: RateItem) -> Bucket:
         """Return the bucket of a limit. Raises RedisError."""
         if item.name not in self.buckets:
-            rates, key = [longer_window(self.per_second[item.name])], f"{self.prefix}:{item.name}"
+            rates, key = [window(self.per_second[item.name], LONGER)], f"{self.prefix}:{item.name}"
             self.buckets[item.name] = Bucket.init(rates, self.client, key)
         return self.buckets[item.name]
 
@@ -83,9 +76,8 @@ class RedisBudget(BucketFactory):
         if self.is_gone():
             return None
         self.per_second[name] = per_second
-        how = {"timeout": seconds} if seconds else {"blocking": False}
         try:
-            return self.limiter.try_acquire(name, **how) is True
+            return acquire(self.limiter, name, seconds)
         except redis.RedisError as error:
             self.lose(error)
             return None

@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from pytest_mock import MockerFixture
@@ -134,6 +135,18 @@ def test_who_waits_goes_in_single_file_and_no_second_has_more_than_our_share() -
     assert most_within_a_second(moments) <= 21
     waited = [after - before for before, after in pairwise(moments[21:])]
     assert min(waited) > 0.03
+
+
+def test_what_is_free_is_taken_at_once_though_another_thread_is_being_told() -> None:
+    rates = Rates(80, is_live=True)
+    rates.take_turn(*RECORDS, until=FAR)
+    lock: Any = rates.own.lock
+    turn = threading.Thread(target=lambda: rates.take_turn(*RECORDS, until=FAR))
+    with lock:
+        turn.start()
+        time.sleep(0.05)
+    turn.join()
+    assert rates.lanes[RECORDS_ENDPOINT].next_at == 0  # nobody went in single file
 
 
 def test_no_turn_is_said_at_the_end_of_the_time_and_not_later() -> None:

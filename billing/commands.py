@@ -15,6 +15,7 @@ from pyrate_limiter import Duration, Limiter, Rate
 
 from billing.items import STRIPE_ID
 from billing.reports import Services
+from billing.stripe_api import StripeConnection
 from service.transport import MAX_CONNECTIONS
 
 # Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
@@ -153,10 +154,15 @@ def connections(services: Services, accounts: list[str]) -> Iterator[Services]:
 
 def with_batch_limits(services: Services, rate: int | None = None) -> Services:
     """Return the services with so many requests a second to Stripe (0: no limit), and patience."""
-    account = replace(services.stripe, busy_seconds=BUSY_SECONDS)
     if rate is None:
         rate = LIVE_RATE if services.is_live else TEST_RATE
-    if rate:
-        limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
-        account = replace(account, pace=partial(limiter.try_acquire, "stripe"))
-    return replace(services, stripe=account)
+    return replace(services, stripe=with_limits(services.stripe, rate))
+
+
+def with_limits(account: StripeConnection, rate: int) -> StripeConnection:
+    """Return the connection with so many requests a second (0: no limit), and patience."""
+    account = replace(account, busy_seconds=BUSY_SECONDS)
+    if not rate:
+        return account
+    limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
+    return replace(account, pace=partial(limiter.try_acquire, "stripe"))

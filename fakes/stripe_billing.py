@@ -329,8 +329,14 @@ class Account(Ledger):
             return
         if not self.metered(item):
             self.prorate(subscription, item, now, item["end"], credit=True)
-        elif subscription["billing_mode"] == "flexible":
+        elif self.bills_former_price(subscription):
             self.bill_usage(subscription, item, now)
+
+    def bills_former_price(self, subscription: Record) -> bool:
+        """Say whether an invoice item bills the usage of a price that goes in mid-period."""
+        reading = self.meters.readings["former_price"]
+        flexible = subscription["billing_mode"] == "flexible"
+        return bool(reading == "billed" or (reading == "by mode" and flexible))
 
     def enter(
         self, subscription: Record, item: Record, behavior: str, since: int | None = None
@@ -418,10 +424,12 @@ class Account(Ledger):
     ) -> None:
         """Let new periods begin now, and invoice the closed ones without a draft hour."""
         period, readings = (subscription["start"], now), self.meters.readings
-        invoices = subscription["billing_mode"] == "classic" or behavior == "always_invoice"
-        if not invoices and readings["plain_reset"] == "waits":
+        invoices = readings["reset_invoice"] != "absent"
+        if subscription["billing_mode"] == "flexible" and behavior != "always_invoice":
+            invoices = readings["plain_reset"] == "invoiced"
             for item in filter(self.metered, self.items(subscription)):
-                self.bill_usage(subscription, item, now)
+                if readings["plain_reset"] == "waits":
+                    self.bill_usage(subscription, item, now)
         subscription |= {"anchor": now, "fixed_anchor": False}
         for item in self.items(subscription):
             self.begin(subscription, item, now)
@@ -522,13 +530,20 @@ class Account(Ledger):
             for item in self.items(subscription):
                 if not self.metered(item) and not self.is_free_now(subscription, item):
                     self.prorate(subscription, item, now, item["end"], credit=True)
-        bills = form.get("invoice_now") == "true" or self.meters.readings["cancel_now"] == "billed"
-        if bills and subscription["status"] in RENEWING:
+        if self.bills_cancellation(form) and subscription["status"] in RENEWING:
             closing = self.closings(subscription, self.items(subscription), now)
-            period = (subscription["start"], now)
-            self.invoice(subscription, "subscription_update", list(closing.values()), period)
+            lines, period = list(closing.values()), (subscription["start"], now)
+            draft = self.meters.readings["cancel_invoice"] == "draft"
+            self.invoice(subscription, "subscription_update", lines, period, draft)
         self.end(subscription, now)
         return subscription
+
+    def bills_cancellation(self, form: Record) -> bool:
+        """Say whether a cancellation at once bills the usage so far."""
+        readings = self.meters.readings
+        if form.get("invoice_now") == "true":
+            return bool(readings["cancel_invoice"] != "absent")
+        return bool(readings["cancel_now"] == "billed")
 
     def end(self, subscription: Record, at: int) -> None:
         """End a subscription and tell."""
@@ -567,8 +582,10 @@ class Account(Ledger):
         closing = {}
         for item in items:
             free = self.is_free_now(subscription, item)
-            if self.metered(item) and (not free or self.meters.readings["trial_line"] == "zero"):
-                closing[item["id"]] = self.closing_line(item, at, free, draft)
+            reading = self.meters.readings["trial_line"]
+            if self.metered(item) and (not free or reading != "absent"):
+                unbilled = bool(free) and reading == "zero"
+                closing[item["id"]] = self.closing_line(item, at, unbilled, draft)
         return closing
 
     def renew(self, subscription: Record, at: int) -> None:
@@ -580,6 +597,8 @@ class Account(Ledger):
             lines = list(self.closings(subscription, items, at, draft=True).values())
             if self.meters.readings["last_draft"] == "lost":
                 lines = [line | {"arrived_before": at} for line in lines]
+            elif self.meters.readings["last_draft"] == "absent":
+                lines = []
             if lines or self.pending(subscription):
                 self.invoice(subscription, "subscription_cycle", lines, period, draft=True)
             self.end(subscription, at)
@@ -683,7 +702,11 @@ class Account(Ledger):
     ) -> None:
         """Invoice a renewal; classic gives what a schedule replaced an invoice of its own."""
         switch_reason = self.meters.readings["switch_reason"]
-        if gone and subscription["billing_mode"] == "classic":
+        how = self.meters.readings["switch_lines"]
+        if how == "absent":
+            gone = []
+        classic = subscription["billing_mode"] == "classic"
+        if gone and (how == "apart" or (how == "by mode" and classic)):
             self.invoice(subscription, switch_reason, gone, period, draft=True)
             gone, switched_reason = [], "subscription_cycle"
             if not lines and not self.pending(subscription):

@@ -18,17 +18,22 @@ READINGS = {
     "changed_recount": ("frozen", "recounted"),
     "draft_hour": ("counted", "lost"),
     "changed_draft": ("lost", "counted"),
-    "last_draft": ("counted", "lost"),
-    "reset_invoice": ("final", "draft"),
-    "plain_reset": ("unknown", "waits", "lost"),
+    "last_draft": ("counted", "lost", "absent"),
+    "former_price": ("by mode", "billed", "lost"),
+    "switch_lines": ("by mode", "apart", "together", "absent"),
+    "reset_invoice": ("final", "draft", "absent"),
+    "plain_reset": ("unknown", "waits", "lost", "invoiced"),
     "cancel_now": ("nothing", "billed"),
+    "cancel_invoice": ("final", "draft", "absent"),
     "fractions": ("exact", "whole"),
     "meterless": ("made", "refused"),
     "closed_record": ("refused", "taken"),
     "switch_reason": ("subscription_cycle", "subscription_update"),
-    "trial_line": ("absent", "zero"),
+    "trial_line": ("absent", "zero", "billed"),
     "time_codes": ("absent", "given"),
     "refusal_words": ("plain", "other"),
+    "time_window": ("replaces", "keeps"),
+    "event_time": ("clock", "machine"),
 }
 # What takes seconds of this machine's, whatever a test clock says.
 SECONDS = ("shown_after_seconds", "advances_for_seconds")
@@ -135,7 +140,8 @@ class Meters:
         now = self.account.now(who["test_clock"] if who else None)
         at = integer(form.get("timestamp", now), "timestamp")
         if who:
-            self.check_time(at, now)
+            by_clock = self.readings["event_time"] == "clock"
+            self.check_time(at, now if by_clock else self.account.now())
         event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
         identifier = identifier or f"event-{len(self.events) + len(self.errors) + 1}"
         problem = problem_of(form["event_name"], payload, meters, bool(who))
@@ -214,7 +220,7 @@ class Meters:
     ) -> list[tuple[int, int, Decimal]]:
         """Return the last received event of each hour or day, where a meter has such windows."""
         name = self.account.get("meter", meter)["event_time_window"]
-        if name is None:
+        if name is None or self.readings["time_window"] == "keeps":
             return events
         return list({event[0] // WINDOWS[name]: event for event in events}.values())
 

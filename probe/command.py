@@ -16,7 +16,7 @@ import stripe
 from billing.commands import DIFFERENT, FAILED, INTERRUPTED, TEST_RATE, with_limits
 from billing.stripe_api import NotReported, StripeConnection
 from billing.ways import USAGE_RECORD_VERSION
-from probe import meter_events
+from probe import changes, endings, meter_events, records, telling
 from probe.questions import Answer, Finding, NotFoundOut, Question, settle_on, without_ids
 from probe.sandbox import Sandbox, remove_all
 from probe.table import UNKNOWN, rows, summary
@@ -30,7 +30,9 @@ PATIENCE = 600
 # What reading an answer of another shape than Stripe's can raise.
 ODD_ANSWER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 EXPERIMENTS: dict[str, tuple[Question, Callable[[Sandbox], Answer]]] = {
-    question.name: (question, experiment) for question, experiment in meter_events.EXPERIMENTS
+    question.name: (question, experiment)
+    for room in (meter_events, changes, endings, records, telling)
+    for question, experiment in room.EXPERIMENTS
 }
 NOTE = (
     "It makes test clocks, customers, subscriptions, Billing Meters, prices and a product, all "

@@ -62,7 +62,7 @@ def product(sandbox: Sandbox) -> str:
     return sandbox.made["product"]
 
 
-def make_meter(sandbox: Sandbox, formula: str = "last") -> Meter:
+def make_meter(sandbox: Sandbox, formula: str = "last", **options: str) -> Meter:
     """Make a Billing Meter."""
     name = f"{MARK}_{sandbox.run}_{next(sandbox.numbers)}"
     made = create(
@@ -71,6 +71,7 @@ def make_meter(sandbox: Sandbox, formula: str = "last") -> Meter:
         display_name=name,
         event_name=name,
         default_aggregation={"formula": formula},
+        **options,
     )
     return Meter(str(made["id"]), name)
 

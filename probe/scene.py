@@ -123,18 +123,17 @@ class Scene:
             (require_number(entry, "aggregated_value") for entry in page.entries), Decimal(0)
         )
 
-    def lines(self, price: str = "", end: int = 0) -> list[Line]:
-        """Return the lines of all invoices, or those of a price, or of a period by its end."""
+    def lines(self, price: str, end: int = 0) -> list[Line]:
+        """Return a price's lines of all invoices but the first, or those of a period by its end."""
         account = self.sandbox.account
-        found = []
-        for invoice in list_all(account, "/v1/invoices", subscription=self.subscription):
-            for line in list_all(account, f"/v1/invoices/{invoice['id']}/lines"):
-                found.append(read_line(invoice, line))
-        return [
-            line
-            for line in found
-            if price in ("", line.price) and end in (0, line.end) and line.start < line.end
+        invoices = list_all(account, "/v1/invoices", subscription=self.subscription)
+        found = [
+            read_line(invoice, line)
+            for invoice in invoices
+            if invoice["billing_reason"] != "subscription_create"
+            for line in list_all(account, f"/v1/invoices/{invoice['id']}/lines")
         ]
+        return [line for line in found if line.price == price and end in (0, line.end)]
 
     def final_lines(self, price: str, end: int) -> list[Line]:
         """Let time go on until no line of a price and period can change, and return them."""
@@ -151,9 +150,9 @@ class Scene:
         return only(self.final_lines(price, end)).quantity
 
 
-def begin(sandbox: Sandbox, about: str) -> Scene:
-    """Make a test clock with a customer."""
-    start = fetch_now(sandbox.account) // HOUR * HOUR - DAYS_AGO * DAY
+def begin(sandbox: Sandbox, about: str, past_the_hour: int = 0) -> Scene:
+    """Make a test clock with a customer; it stands so many seconds past a full hour."""
+    start = fetch_now(sandbox.account) // HOUR * HOUR - DAYS_AGO * DAY + past_the_hour
     path, name = "/v1/test_helpers/test_clocks", f"{MARK} {about}"
     clock = create(sandbox, path, frozen_time=start, name=name)
     mark = {MARK: sandbox.run}

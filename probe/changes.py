@@ -6,7 +6,7 @@ from functools import partial
 from billing.clock import HOUR
 from billing.stripe_api import Json, fetch_object
 from probe.questions import Answer, NotFoundOut, Question
-from probe.sandbox import MARK, Meter, Sandbox, create, daily_price, make_meter, make_price
+from probe.sandbox import MARK, Meter, Sandbox, daily_price, make_meter, make_price, post_object
 from probe.scene import MINUTE, Line, Scene, begin, only, plain
 
 # How long after a period's start something changes in it.
@@ -196,12 +196,12 @@ def switched(mode: str, sandbox: Sandbox) -> tuple[list[Line], list[Line]]:
     scene, meter = begin(sandbox, f"switch {mode}"), make_meter(sandbox)
     former, flat = make_price(sandbox, meter), daily_price(sandbox, {"usage_type": "licensed"})
     scene.subscribe(mode, former)
-    path = "/v1/subscription_schedules"
-    schedule = create(sandbox, path, from_subscription=scene.subscription)
+    own = scene.subscription
+    made = post_object(sandbox, "/v1/subscription_schedules", from_subscription=own)
     running = {"start_date": scene.start, "end_date": scene.end, "items": [{"price": former}]}
     coming = {"start_date": scene.end, "items": [{"price": flat}], "metadata": {MARK: sandbox.run}}
-    path = f"/v1/subscription_schedules/{schedule['id']}"
-    create(sandbox, path, phases=[running, coming], end_behavior="release")
+    phases, key = [running, coming], made["id"]
+    post_object(sandbox, f"/v1/subscription_schedules/{key}", phases=phases, end_behavior="release")
     scene.advance(scene.start + 2 * HOUR)
     scene.report(meter, "5", scene.start + HOUR + 30)
     closing = scene.final_lines(former, scene.end)

@@ -11,8 +11,10 @@ from probe.sandbox import Meter, Sandbox, make_meter, make_price
 from probe.scene import MINUTE, Line, Scene, begin, only, plain
 
 AT = 6 * HOUR
-# Since 2026-09-30.endive it is an object (docs.stripe.com/changelog).
-RESET: Mapping[str, Any] = {"billing_cycle_anchor": {"type": "now"}}
+# A version in which the anchor is a word: it is an object since 2026-09-30.endive, which is younger
+# than what judges our requests.
+RESET_VERSION = "2026-08-26.dahlia"
+RESET: Mapping[str, str] = {"billing_cycle_anchor": "now", "stripe_version": RESET_VERSION}
 
 
 def reset_question(mode: str) -> Question:

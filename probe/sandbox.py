@@ -45,7 +45,7 @@ def wait_until(look: Callable[[], bool], patience: float, what: str) -> float:
     return time.monotonic() - began
 
 
-def create(sandbox: Sandbox, path: str, **form: Any) -> Json:
+def post_object(sandbox: Sandbox, path: str, **form: Any) -> Json:
     """Make an object or change one, and return it. Raises ReportRefused or ReportFailed."""
     made = call(sandbox.account, "post", path, **form)
     if not has_id(made):
@@ -57,7 +57,7 @@ def product(sandbox: Sandbox) -> str:
     """Return the run's one product, made when it is first needed."""
     if "product" not in sandbox.made:
         mark = {MARK: sandbox.run}
-        made = create(sandbox, "/v1/products", name=f"{MARK} {sandbox.run}", metadata=mark)
+        made = post_object(sandbox, "/v1/products", name=f"{MARK} {sandbox.run}", metadata=mark)
         sandbox.made["product"] = str(made["id"])
     return sandbox.made["product"]
 
@@ -65,7 +65,7 @@ def product(sandbox: Sandbox) -> str:
 def make_meter(sandbox: Sandbox, formula: str = "last", **options: str) -> Meter:
     """Make a Billing Meter."""
     name = f"{MARK}_{sandbox.run}_{next(sandbox.numbers)}"
-    made = create(
+    made = post_object(
         sandbox,
         "/v1/billing/meters",
         display_name=name,
@@ -84,7 +84,7 @@ def make_price(sandbox: Sandbox, meter: Meter) -> str:
 
 def daily_price(sandbox: Sandbox, recurring: Json, **options: Any) -> str:
     """Make a price of a dollar a unit and day."""
-    made = create(
+    made = post_object(
         sandbox,
         "/v1/prices",
         product=product(sandbox),

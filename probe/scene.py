@@ -12,7 +12,15 @@ from billing.clock import HOUR
 from billing.stripe_api import Json, call, fetch_now, list_all, list_page
 from billing.ways import require_number
 from probe.questions import NotFoundOut
-from probe.sandbox import MARK, Meter, Sandbox, create, make_meter, wait_until, wait_until_ready
+from probe.sandbox import (
+    MARK,
+    Meter,
+    Sandbox,
+    make_meter,
+    post_object,
+    wait_until,
+    wait_until_ready,
+)
 
 MINUTE, DAY = 60, 24 * HOUR
 DAYS_AGO = 20
@@ -51,7 +59,7 @@ class Scene:
     def subscribe(self, mode: str, *prices: str, **form: Any) -> None:
         """Start a subscription to prices in a billing mode."""
         form |= {"billing_mode": {"type": mode}} if mode else {}
-        made = create(
+        made = post_object(
             self.sandbox,
             "/v1/subscriptions",
             customer=self.customer,
@@ -65,14 +73,14 @@ class Scene:
 
     def update(self, **form: Any) -> Json:
         """Change the subscription, and return it."""
-        return create(self.sandbox, f"/v1/subscriptions/{self.subscription}", **form)
+        return post_object(self.sandbox, f"/v1/subscriptions/{self.subscription}", **form)
 
     def advance(self, to: int) -> None:
         """Let the test clock go on to a UTC second, unless it is there."""
         if to <= self.now:
             return
         path = f"/v1/test_helpers/test_clocks/{self.clock}/advance"
-        create(self.sandbox, path, frozen_time=to)
+        post_object(self.sandbox, path, frozen_time=to)
         wait_until_ready(self.sandbox.account, self.clock, self.sandbox.patience)
         self.now = to
 
@@ -153,12 +161,10 @@ class Scene:
 def begin(sandbox: Sandbox, about: str, past_the_hour: int = 0) -> Scene:
     """Make a test clock with a customer; it stands so many seconds past a full hour."""
     start = fetch_now(sandbox.account) // HOUR * HOUR - DAYS_AGO * DAY + past_the_hour
-    path, name = "/v1/test_helpers/test_clocks", f"{MARK} {about}"
-    clock = create(sandbox, path, frozen_time=start, name=name)
-    mark = {MARK: sandbox.run}
-    customer = create(
-        sandbox, "/v1/customers", test_clock=clock["id"], name=f"{MARK} {about}", metadata=mark
-    )
+    name, mark = f"{MARK} {about}", {MARK: sandbox.run}
+    clock = post_object(sandbox, "/v1/test_helpers/test_clocks", frozen_time=start, name=name)
+    on = clock["id"]
+    customer = post_object(sandbox, "/v1/customers", test_clock=on, name=name, metadata=mark)
     return Scene(sandbox, str(clock["id"]), str(customer["id"]), start, start, start + DAY)
 
 

@@ -6,7 +6,7 @@ from billing.clock import HOUR
 from billing.stripe_api import NotReported, call
 from probe.questions import Answer, NotFoundOut, Question
 from probe.records import is_refused
-from probe.sandbox import Meter, Sandbox, create, listed, make_meter, make_price, wait_until
+from probe.sandbox import Meter, Sandbox, listed, make_meter, make_price, post_object, wait_until
 from probe.scene import MINUTE, Scene, begin, plain
 
 # What is counted by then is counted before anybody looks.
@@ -76,7 +76,7 @@ def lag(sandbox: Sandbox) -> Answer:
 
     def is_previewed() -> bool:
         path = "/v1/invoices/create_preview"
-        shown = create(sandbox, path, subscription=scene.subscription)["lines"]["data"]
+        shown = post_object(sandbox, path, subscription=scene.subscription)["lines"]["data"]
         return [str(line["quantity"]) for line in shown] == ["5"]
 
     summary = scene.report(meter, "5", scene.now - 30)

@@ -15,6 +15,7 @@ import stripe
 
 from billing.commands import DIFFERENT, FAILED, INTERRUPTED, TEST_RATE, with_limits
 from billing.stripe_api import NotReported, StripeConnection
+from billing.tables import many
 from billing.ways import USAGE_RECORD_VERSION
 from probe import changes, endings, meter_events, records, telling
 from probe.questions import Answer, Finding, NotFoundOut, Question, settle_on, without_ids
@@ -34,11 +35,9 @@ EXPERIMENTS: dict[str, tuple[Question, Callable[[Sandbox], Answer]]] = {
     for room in (meter_events, changes, endings, records, telling)
     for question, experiment in room.EXPERIMENTS
 }
-NOTE = (
-    "It makes test clocks, customers, subscriptions, Billing Meters, prices and a product, all "
-    "named om_probe, in the sandbox of STRIPE_KEY, and removes them at the end. Let one run at a "
-    "time, for each removes what it finds of others."
-)
+NOTE = """It makes test clocks, customers, subscriptions, Billing Meters, prices and a
+product, all named om_probe, in the sandbox of STRIPE_KEY, and removes them at the
+end. Let one run at a time, for each removes what others left."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,20 +48,17 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
     account = connect(options)
     names = options.only or list(EXPERIMENTS)
-    minutes = len(names) * MINUTES_EACH
-    tell(f"{NOTE} {len(names)} questions, about {minutes} minutes.")
+    tell(f"{NOTE}\n{many(len(names), 'question')}, about {len(names) * MINUTES_EACH} minutes.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    remove_leftovers(account, options.patience)
     findings: list[Finding] = []
     status = 0
     try:
-        remove(account, options.patience, "an earlier run left")
         for finding in ask_all(account, names, options.patience):
             findings.append(finding)
     except KeyboardInterrupt:
         tell("Interrupted.")
         status = INTERRUPTED
-    except (NotFoundOut, NotReported) as error:
-        sys.exit(f"What an earlier run left cannot be removed: {without_ids(str(error))}")
     finally:
         is_clean = options.keep or leave_nothing(account, options.patience)
     write(findings, options.json)
@@ -130,6 +126,16 @@ def remove(account: StripeConnection, patience: float, what: str) -> None:
     count = remove_all(account, patience)
     if count:
         tell(f"Removed what {what}: {count} test clocks, products and meters.")
+
+
+def remove_leftovers(account: StripeConnection, patience: float) -> None:
+    """Remove what an earlier run left, or end."""
+    try:
+        remove(account, patience, "an earlier run left")
+    except (NotReported, NotFoundOut, *ODD_ANSWER) as error:
+        sys.exit(f"What an earlier run left cannot be removed: {without_ids(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def leave_nothing(account: StripeConnection, patience: float) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from billing.tables import below, fit
+from billing.tables import below, fit, many
 from probe.questions import Finding
 
 NAME, ANSWER = 26, 34
@@ -32,5 +32,5 @@ def summary(findings: list[Finding]) -> str:
     agreeing = sum(finding.agrees is True for finding in findings)
     differing = sum(finding.agrees is False for finding in findings)
     unknown = len(findings) - agreeing - differing
-    said = f"{len(findings)} questions: the service agrees with {agreeing} answers"
-    return f"{said}, differs from {differing}; {unknown} could not be found out"
+    said = f"{many(len(findings), 'question')}: the service agrees with {agreeing}"
+    return f"{said}, differs from {differing}; {unknown} {UNKNOWN}"

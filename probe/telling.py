@@ -101,17 +101,16 @@ def clock_time(sandbox: Sandbox) -> Answer:
 
 
 def time_window(sandbox: Sandbox) -> Answer:
-    """Let a period end at half past, with an event before it and one after it in that hour."""
+    """Let a period end at half past; send an event of each period in that hour, before its end."""
     scene = begin(sandbox, TIME_WINDOW.name, HALF_PAST)
     meter = hourly_meter(sandbox)
     price = make_price(sandbox, meter)
     scene.subscribe("flexible", price)
-    scene.advance(scene.end - HALF_PAST // 2)
+    scene.advance(scene.end - 2 * MINUTE)
     scene.report(meter, "5", scene.now - 30)
-    scene.advance(scene.end + 5 * MINUTE)
-    scene.report(meter, "7", scene.now - 30)
+    scene.report(meter, "7", scene.end + 30)  # up to five minutes ahead are taken
     billed = plain(scene.final_quantity(price, scene.end))
-    seen = f"reported 5, and 7 after the period's end: the period billed {billed}"
+    seen = f"reported 5 of it, and 7 of the next period: the period billed {billed}"
     return Answer({"0": "replaced", "5": "kept"}.get(billed, billed), seen)
 
 

@@ -372,6 +372,7 @@ ARROWS = {
     "probe.command": {
         "billing.commands",
         "billing.stripe_api",
+        "billing.tables",
         "billing.ways",
         "probe.changes",
         "probe.endings",

@@ -1,17 +1,25 @@
 """The probe prints exactly the reading that the stand-in was told, or that it found out nothing."""
 
 import json
+import os
+import re
+import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes.processes import Process, wait_for
 from fakes.stripe_meters import READINGS
 from probe import command, telling
-from tests.conftest import KEY, Stripe
+from probe.questions import without_ids
+from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, assert_no_secret
 
 Answers = dict[str, str | None]
-Probe = Callable[..., tuple[int, Answers]]
+Run = Callable[..., tuple[Any, str, str]]
+Probe = Callable[..., tuple[Any, Answers]]
 # What no question is about: how a refusal is worded.
 NOT_ASKED = {"time_codes", "refusal_words"}
 METERS = ("order", "tie", "draft-hour", "boundary-end", "boundary-start", "fractions")
@@ -117,30 +125,98 @@ TOLD: list[tuple[dict[str, str], Answers]] = [
     ),
 ]  # fmt: skip
 
+# Of each reading the second value, and the last one.
+TOLD.append(
+    (
+        {name: known[1] for name, known in READINGS.items()},
+        {
+            "order": "arrival",
+            "tie": "last",
+            "draft-hour": "lost",
+            "boundary-end": "earlier",
+            "boundary-start": "does not count",
+            "fractions": "whole",
+            "changed-draft-classic": "counted",
+            "changed-draft-flexible": "counted",
+            "former-price-classic": "billed",
+            "former-price-flexible": "recounted",
+            "switch-lines-classic": "an invoice of its own",
+            "switch-lines-flexible": "an invoice of its own",
+            "switch-reason-classic": "subscription_update",
+            "switch-reason-flexible": "subscription_update",
+            "changed-item-start": "moves",
+            "added-item-start": "moves",
+            "reset-classic": "draft",
+            "reset-flexible": "draft",
+            "reset-flexible-plain": "the next invoice",
+            "cancel-later": "lost",
+            "cancel-now": "billed",
+            "cancel-invoice-now": "draft",
+            "trial-end": "zero",
+            "meterless-price": "refused",
+            "closed-record": None,
+            "event-time-window": "kept",
+            "test-clock-time": "the machine's",
+            "lag": SOON,
+        },
+    )
+)
+TOLD.append(
+    (
+        {name: known[-1] for name, known in READINGS.items()} | {"meterless": "made"},
+        {
+            **TOLD[-1][1],
+            "former-price-classic": "nothing",
+            "former-price-flexible": "nothing",
+            "switch-lines-classic": "none",
+            "switch-lines-flexible": "none",
+            "switch-reason-classic": None,
+            "switch-reason-flexible": None,
+            "reset-classic": "no invoice",
+            "reset-flexible": "no invoice",
+            "reset-flexible-plain": "an invoice at once",
+            "cancel-later": "nothing",
+            "cancel-invoice-now": "nothing",
+            "trial-end": "billed",
+            "meterless-price": "made",
+            "closed-record": "taken",
+        },
+    )
+)
 # Where there is an answer, it is that of a stand-in that is told all this.
 OTHER = {"last_by": "arrival", "boundary": "earlier", "draft_hour": "lost", "fractions": "whole"}
 TRUTH = {"order": "arrival", "boundary-end": "earlier", "draft-hour": "lost", "fractions": "whole"}
 
 
 @pytest.fixture
-def probe(
+def run(
     stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Probe:
-    """Run the probe on the stand-in; return its exit status and its answers."""
+) -> Run:
+    """Run the probe on the stand-in; return its exit status and what it printed."""
     found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe_fake.url}
     monkeypatch.setattr(command, "load_environment", lambda: found)
 
-    def run(*names: str, patience: float = 20, options: tuple[str, ...] = ()) -> Any:
-        only = [part for name in names for part in ("--only", name)]
-        given = ["--rate", "0", "--patience", str(patience), "--json", *options, *only]
+    def ran(*options: str) -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as ended:
-            command.main(given)
+            command.main(["--rate", "0", *options])
         printed = capsys.readouterr()
-        assert KEY not in printed.out + printed.err
-        answers = json.loads(printed.out)["answers"]
-        return ended.value.code, {entry["name"]: entry["answer"] for entry in answers}
+        assert_no_secret(printed.out + printed.err)
+        return ended.value.code, printed.out, printed.err
 
-    return run
+    return ran
+
+
+@pytest.fixture
+def probe(run: Run) -> Probe:
+    """Ask some questions; return the exit status and the answers."""
+
+    def asked(*names: str, patience: float = 20, options: tuple[str, ...] = ()) -> Any:
+        only = [part for name in names for part in ("--only", name)]
+        status, printed, _ = run("--patience", str(patience), "--json", *options, *only)
+        answers = json.loads(printed)["answers"]
+        return status, {entry["name"]: entry["answer"] for entry in answers}
+
+    return asked
 
 
 def left(stripe: Stripe) -> list[str]:
@@ -224,7 +300,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stripe.HTTPClient._sleep_time_seconds", lambda *_: 0)
 
 
-def nothing_but_the_truth(status: int, found: Answers) -> None:
+def nothing_but_the_truth(status: Any, found: Answers) -> None:
     assert status == 1
     assert set(found.items()) <= {*TRUTH.items(), *((name, None) for name in TRUTH)}
     assert None in found.values()
@@ -254,28 +330,185 @@ def test_what_is_cut_off_midway_is_not_found_out(
 
 
 REFUSED = {"error": {"message": "No such thing.", "type": "invalid_request_error"}}
+REFUSALS: list[dict[str, Any]] = [
+    {"status": 400, "body": REFUSED},
+    {"status": 500, "body": ""},
+    {"status": 200, "body": {"object": "list", "data": []}},
+]
+ODD_ANSWERS: list[dict[str, Any]] = [
+    {"status": 200, "body": {"id": "x", "status": "ready", "items": {"data": [{"id": "y"}]}}},
+    {"status": 200, "body": []},
+]
 # By a part of its path, how many calls are answered rightly before.
 ODD = dict.fromkeys(("meters", "test_clocks", "advance", "meter_events", "event_summaries"), 1)
 ODD |= dict.fromkeys(("prices", "customers", "subscriptions", "invoices", "lines"), 0)
+SPOILT = [(path, answer) for path in ODD for answer in ODD_ANSWERS]
+SPOILT += [(path, answer) for path in ("subscriptions", "event_summaries", "invoices")
+           for answer in REFUSALS]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ODD)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"status": 400, "body": REFUSED},
-        {"status": 403, "body": REFUSED},
-        {"status": 500, "body": ""},
-        {"status": 200, "body": {"object": "list", "data": []}},
-        {"status": 200, "body": {"object": "list", "data": [{"id": "x"}], "has_more": False}},
-        {"status": 200, "body": {"id": "x", "status": "ready", "items": {"data": [{"id": "y"}]}}},
-        {"status": 200, "body": []},
-    ],
-    ids=lambda answer: f"{answer['status']}-{json.dumps(answer['body'])}",
-)
+@pytest.mark.parametrize(("path", "answer"), SPOILT, ids=str)
 def test_what_is_refused_or_answered_oddly_is_not_found_out(
     probe: Probe, stripe_fake: Stripe, hasty: None, path: str, answer: dict[str, Any]
 ) -> None:
     stripe_fake.fake("POST", "readings", OTHER)
     stripe_fake.fault(path=path, skip=ODD[path], times=10_000, **answer)
     assert probe("order", patience=0.1) == (1, {"order": None})
+
+
+# All that is known of a stand-in that is told nothing, to see that nothing else is said of it.
+DEFAULT: Answers = dict(TOLD[0][1]) | CHANGES | ENDINGS
+DEFAULT |= {"meterless-price": "made", "closed-record": "refused", "lag": SOON}
+DEFAULT |= {"event-time-window": "replaced", "test-clock-time": "the test clock's"}
+
+
+@pytest.mark.parametrize(("path", "skip"), [("/v1/", 170), ("/v1/", 340), ("/v1/invoices", 20)])
+def test_no_question_has_a_wrong_answer_once_nothing_is_answered(
+    probe: Probe, stripe_fake: Stripe, hasty: None, path: str, skip: int
+) -> None:
+    stripe_fake.fault(path=path, status=503, body="", skip=skip, times=10_000)
+    status, found = probe(*DEFAULT, patience=0.2)
+    assert status == 1
+    assert 3 < sum(answer is not None for answer in found.values()) < len(found)
+    assert found == {name: answer and DEFAULT[name] for name, answer in found.items()}
+
+
+# The key, what is left behind, and what is printed
+
+
+@pytest.mark.parametrize("key", ["sk_live_7Kq2", "rk_live_7Kq2", "sk_org_test_7Kq2", "sk_7Kq2"])
+def test_it_takes_no_other_than_a_test_key_and_calls_nobody(
+    run: Run, stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    found = {"STRIPE_KEY": key, "STRIPE_API_BASE": stripe_fake.url}
+    monkeypatch.setattr(command, "load_environment", lambda: found)
+    said = "STRIPE_KEY is no test key (sk_test_..., rk_test_...): the probe takes no other."
+    assert run() == (said, "", "")
+    assert stripe_fake.requests() == []
+
+
+def test_what_is_somebody_else_s_stays(probe: Probe, stripe_fake: Stripe) -> None:
+    stripe_fake.seed()
+    stripe_fake.metered_price()
+    before = left(stripe_fake)
+    assert len(before) == 7
+    probe("order")
+    assert left(stripe_fake) == before
+
+
+def test_what_is_kept_is_removed_by_the_next_run(probe: Probe, stripe_fake: Stripe) -> None:
+    probe("tie", options=("--keep",))
+    kept = left(stripe_fake)
+    assert len(kept) == 8  # a test clock, a subscription, a product, 2 prices, 3 Billing Meters
+    probe("order")
+    assert left(stripe_fake) == []
+
+
+def test_an_interrupt_leaves_nothing_and_prints_what_was_found_out(
+    probe: Probe, stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(telling, "wait_until", interrupt)
+    assert probe("order", "lag", "tie") == (130, {"order": "timestamp"})
+    assert left(stripe_fake) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_leaves_nothing(
+    stripe_fake: Stripe, interruptible: None, sent: signal.Signals
+) -> None:
+    stripe_fake.fake("POST", "readings", {"advances_for_seconds": 0.5})
+    env = {**os.environ, "STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe_fake.url}
+    process = Process("probe", [sys.executable, "-m", "probe", "--only", "order"], env)
+    try:
+        wait_for(lambda: left(stripe_fake)[4:] or None, "the first subscription", 30)
+        process.popen.send_signal(sent)
+        assert process.popen.wait(30) == 130, process.printed()
+        assert "Interrupted.\nRemoved what this run made: 3" in process.printed()
+        assert left(stripe_fake) == []
+    finally:
+        process.stop()
+
+
+def test_a_clock_that_still_advances_is_removed_when_it_is_ready(
+    probe: Probe, stripe_fake: Stripe
+) -> None:
+    stripe_fake.fake("POST", "readings", {"advances_for_seconds": 0.4})
+    assert probe("order", patience=0.3) == (1, {"order": None})
+    assert left(stripe_fake) == []
+
+
+def test_what_cannot_be_removed_is_said(run: Run, stripe_fake: Stripe, hasty: None) -> None:
+    stripe_fake.fault(path="/deactivate", status=503, body="", times=10)
+    status, printed, told = run("--only", "order")
+    assert (status, printed.splitlines()[1].split()[:2]) == (1, ["order", "timestamp"])
+    assert "Not all was removed: Stripe answered 503 and no usable answer." in told
+    assert len(left(stripe_fake)) == 1
+
+
+def test_it_asks_nothing_where_what_was_left_cannot_be_removed(
+    run: Run, stripe_fake: Stripe, hasty: None
+) -> None:
+    stripe_fake.fault(path="/v1/", status=503, body="", times=10_000)
+    said = "What an earlier run left cannot be removed: Stripe answered 503 and no usable answer"
+    assert run()[:2] == (said, "")
+    assert {seen["method"] for seen in stripe_fake.requests()} == {"GET"}
+
+
+def test_the_table_says_what_is_asked_answered_assumed_and_what_it_means(
+    run: Run, stripe_fake: Stripe
+) -> None:
+    stripe_fake.fake("POST", "webhook", HELD)
+    stripe_fake.fake("POST", "readings", {"draft_hour": "lost"})
+    names = ("tie", "draft-hour", "delivery-success")
+    status, printed, told = run(*(part for name in names for part in ("--only", name)))
+    assert status == 1
+    assert printed.splitlines() == [
+        "question                   answer                             the service",
+        "tie                        first                              agrees",
+        "  Of two events of a `last` meter at one second, which one counts?",
+        "  seen: sent 5 and 3, and 3 and 5: billed 5 and 3",
+        "  the service assumes nothing: reports a minute apart have seconds of their own",
+        "  for your money: of two reports at one second the older total stands until the",
+        "    next one",
+        "draft-hour                 lost                               DIFFERS",
+        "  Does usage of a closed period count that is reported in the draft's hour?",
+        "  seen: reported 5, and 7 in the hour, which showed after 0 s: billed 5",
+        "  the service assumes it counts: the period is closed once more at the renewal",
+        "  for your money: what is used after the last report before a period's end is on",
+        "    no invoice",
+        "delivery-success           could not be found out             unknown",
+        "  Does delivery_success=false list an event that no endpoint was there for?",
+        "  why not: this sandbox has a webhook endpoint: ask in one that has none",
+        "  the service assumes nothing: flask replay works on what is listed, twice does",
+        "    no harm",
+        "  for your money: unknown as before",
+        "3 questions: the service agrees with 1, differs from 1; 1 could not be found out",
+    ]
+    assert told.startswith("It makes test clocks, customers, subscriptions, Billing Meters,")
+    assert told.splitlines()[-5:] == [
+        "3 questions, about 6 minutes.",
+        "[1/3] tie ... first (0 s)",
+        "[2/3] draft-hour ... lost (0 s)",
+        "[3/3] delivery-success ... could not be found out (0 s)",
+        "Removed what this run made: 7 test clocks, products and meters.",
+    ]
+
+
+def test_the_file_has_the_day_and_the_versions_and_no_id(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    run("--only", "meterless-price", "--only", "closed-record", "--json", str(path))
+    found = json.loads(path.read_text())
+    assert found.keys() == {"date", "api_version", "usage_record_version", "answers"}
+    assert (found["api_version"], found["usage_record_version"]) == (ENDIVE, ACACIA)
+    assert [entry["agrees"] for entry in found["answers"]] == [True, True]
+    assert not re.search(r"_0000", path.read_text())
+
+
+def test_an_id_is_cut_down_to_its_kind() -> None:
+    said = "No such price: 'price_1Qa2Bc'; it is of acct_1Xy9 and sub_sched_00000012, not om_probe"
+    assert without_ids(said) == (
+        "No such price: 'price_…'; it is of acct_… and sub_sched_…, not om_probe"
+    )

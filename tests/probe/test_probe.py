@@ -5,23 +5,28 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes import stripe_api
 from fakes.processes import Process, wait_for
-from fakes.stripe_meters import READINGS
+from fakes.stripe_meters import READINGS, SECONDS
+from fakes.stripe_webhooks import ENABLED_EVENTS
 from probe import command, telling
 from probe.questions import without_ids
-from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, assert_no_secret
+from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, assert_no_secret, serve
 
 Answers = dict[str, str | None]
 Run = Callable[..., tuple[Any, str, str]]
 Probe = Callable[..., tuple[Any, Answers]]
 # What no question is about: how a refusal is worded.
 NOT_ASKED = {"time_codes", "refusal_words"}
+BY_DEFAULT = {name: known[0] for name, known in READINGS.items()} | dict.fromkeys(SECONDS, 0)
+NO_ENDPOINT = {"url": None, "unsent": None, "enabled_events": list(ENABLED_EVENTS)}
+HELD = {"url": "http://127.0.0.1:9", "hold": True}
 METERS = ("order", "tie", "draft-hour", "boundary-end", "boundary-start", "fractions")
 SOON = "up to a minute"
 CHANGES: Answers = {
@@ -188,6 +193,29 @@ OTHER = {"last_by": "arrival", "boundary": "earlier", "draft_hour": "lost", "fra
 TRUTH = {"order": "arrival", "boundary-end": "earlier", "draft-hour": "lost", "fractions": "whole"}
 
 
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[Stripe]:
+    """Serve one stand-in for all tests here: to build it takes longer than to ask it a question."""
+    application = stripe_api.create_app()
+    server = serve(application)
+    account = application.extensions["api"].account
+    yield Stripe(f"http://127.0.0.1:{server.server_port}", account=account)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def stripe_fake(stand_in: Stripe) -> Stripe:
+    """Return the stand-in as if it had just begun."""
+    stand_in.account.objects.clear()
+    stand_in.account.meters.events.clear()
+    for known in ("faults", "requests"):
+        stand_in.fake("DELETE", known)
+    stand_in.fake("POST", "readings", BY_DEFAULT)
+    stand_in.fake("POST", "webhook", NO_ENDPOINT)
+    return stand_in
+
+
 @pytest.fixture
 def run(
     stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -260,7 +288,6 @@ def test_it_tells_what_is_seen_late(
 
 
 # What is told of where events go, and what has to come out.
-HELD = {"url": "http://127.0.0.1:9", "hold": True}
 EVENTS_TOLD: list[tuple[dict[str, Any], Answers]] = [
     ({}, {"events-listed": "not all", "delivery-success": None}),
     ({**HELD, "enabled_events": ["invoice.created"]}, {"events-listed": "not all"}),

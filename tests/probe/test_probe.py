@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fakes import stripe_api
-from fakes.processes import Process, wait_for
+from fakes.processes import ROOT, Process, wait_for
 from fakes.stripe_meters import READINGS, SECONDS
 from fakes.stripe_webhooks import ENABLED_EVENTS
 from probe import command, telling
@@ -539,3 +539,32 @@ def test_an_id_is_cut_down_to_its_kind() -> None:
     assert without_ids(said) == (
         "No such price: 'price_…'; it is of acct_… and sub_sched_…, not om_probe"
     )
+
+
+def facts() -> str:
+    return (ROOT / "docs" / "stripe-facts.md").read_text()
+
+
+def test_the_facts_have_each_question_with_its_answers() -> None:
+    part = facts().split("\n## ")[2]
+    rows = re.findall(r"^\| ([^|]*): ([^|]*) \|", part, re.M)
+    named = {name: text for names, text in rows for name in re.findall("`([^`]+)`", names)}
+    assert named.keys() == command.EXPERIMENTS.keys()
+    for name, (question, _) in command.EXPERIMENTS.items():
+        assert set(question.means) <= set(re.findall("`([^`]+)`", named[name])), name
+
+
+def test_the_facts_have_each_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    options = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    assert set(re.findall(r"^\| `(--[a-z]+)", facts(), re.M)) == options
+
+
+def test_the_stand_in_s_readings_are_told() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]*) \|", (ROOT / "fakes" / "README.md").read_text(), re.M
+    )
+    told = {name: tuple(re.findall("`([^`]+)`", values)) for name, values in rows}
+    assert {name: told.get(name) for name in READINGS} == READINGS
+    assert told.keys() >= {*SECONDS}

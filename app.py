@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
 from typing import Any
 
@@ -35,6 +34,8 @@ from doctor.command import doctor_command
 from service import logs, metrics
 from service.clients import create_clients
 from service.health import Check, Readiness
+from service.rates import Rates
+from service.rates_redis import RedisBudget
 from service.settings import key_kind, load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
@@ -48,6 +49,8 @@ DELIVERY_SECONDS = 38
 # How long Stripe need not answer anything before a probe asks it, and how often one does at most,
 # twelve times an hour: an account's reads are limited (docs.stripe.com/rate-limits).
 QUIET_SECONDS, PROBE_RATE = 300, Rate(2, 10 * Duration.MINUTE)
+# How long it waits for a turn and an answer.
+PROBE_SECONDS = 10
 RESENT = (
     "nothing is reported, and Stripe sends this event again for up to three days, as it was; "
     "mend its object in Stripe, which sends a new event, or run flask report --subscription"
@@ -191,7 +194,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """
     source = load_environment() if config is None else config
     settings = read_settings(source, serves=not is_for_a_command())
-    services = build_services(settings)
+    services = build_services(settings, build_rates(settings))
     app = Flask("app", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
     app.config.update({name: settings[name] for name in CONFIG})
@@ -212,13 +215,26 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     return app
 
 
-def build_services(settings: Mapping[str, Any]) -> Services:
+def build_rates(settings: Mapping[str, Any]) -> Rates:
+    """Return our share of what Stripe allows, for a worker of the service or for a command."""
+    is_live, is_command = "_live_" in settings["STRIPE_KEY"], is_for_a_command()
+    url, mode = settings["RATE_LIMIT_REDIS"], "live" if is_live else "test"
+    return Rates(
+        settings["STRIPE_RATE_SHARE"],
+        is_live=is_live,
+        is_command=is_command,
+        processes=1 if is_command else settings["WEB_CONCURRENCY"],
+        shared=RedisBudget(url, mode) if url else None,
+    )
+
+
+def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:
     """Return what deliveries and commands report with."""
     observer = {"observe": metrics.observer} if settings["METRICS"] else {}
     clients = create_clients(settings, **observer)
     return Services(
         openmeter=clients.openmeter,
-        stripe=StripeConnection(clients.stripe, settings["USAGE_ROUNDING"]),
+        stripe=StripeConnection(clients.stripe, settings["USAGE_ROUNDING"], rates=rates),
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         grace_seconds=settings["INVOICE_GRACE_HOURS"] * 3_600,
@@ -277,10 +293,15 @@ def add_probes(app: Flask, services: Services) -> None:
         now = window_start_at(services.stripe.clock.now(), 60)
         return openmeter_state(services.openmeter, services.queried.meter, now)
 
+    def ask_stripe() -> str:
+        """Ask for anything, unless what is under way takes all turns."""
+        with limit_time_of_calls(PROBE_SECONDS):
+            return stripe_state(services.stripe)
+
     checks = {
         "openmeter": Check(ask_openmeter, services.queried),
         "stripe": Check(
-            partial(stripe_state, services.stripe),
+            ask_stripe,
             services.stripe.answered,
             ok_seconds=QUIET_SECONDS,
             rate=PROBE_RATE,

@@ -13,6 +13,7 @@ settings = read_settings(load_environment())
 bind = f"{settings['HOST']}:{settings['PORT']}"
 control_socket_disable = True
 worker_class = "service.serving.Worker"
+workers = settings["WEB_CONCURRENCY"]
 threads = 64
 graceful_timeout = 30
 if settings["LOG_FORMAT"] == "json":
@@ -22,6 +23,11 @@ if settings["LOG_FORMAT"] == "json":
 COUNTS, OURS = "PROMETHEUS_MULTIPROC_DIR", "openmeter-stripe-"
 if settings["METRICS"] and COUNTS not in os.environ:
     os.environ[COUNTS] = tempfile.mkdtemp(prefix=OURS)
+
+
+def post_fork(server: Any, _: Any) -> None:
+    """Tell a worker how many share what one machine may ask of Stripe."""
+    os.environ["WEB_CONCURRENCY"] = str(server.num_workers)
 
 
 def on_exit(_: Any) -> None:

@@ -37,10 +37,9 @@ from billing.commands import (
     ends_with_its_reader,
     logs_json,
     metrics_option,
-    rate_option,
     say,
     subscription_option,
-    with_batch_limits,
+    with_patience,
     workers_option,
 )
 from billing.stripe_api import NotReported
@@ -221,12 +220,11 @@ class Progress:
 @click.option("--yes", is_flag=True, help="With --repair: ask nothing.")
 @click.option("--live", is_flag=True, help="With --repair: do so with a live key.")
 @workers_option("Calls that are made")
-@rate_option
 @metrics_option
 @with_appcontext
 @ends_with_its_reader
 def audit_command(
-    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+    ids: list[str], accounts: list[str], metrics_file: str | None, **how: Any
 ) -> None:
     """Compare each metered line of the invoices of some time with OpenMeter's total now.
 
@@ -244,7 +242,7 @@ def audit_command(
         raise click.UsageError("--repair with a live key needs --live")
     if metrics_file and (ids or options.repair):
         raise click.UsageError("--metrics is for whole audits: leave out --subscription, --repair")
-    services = with_batch_limits(services, rate)
+    services = with_patience(services)
     each = connections(services, accounts)
     sources = [Source(one, name) for one, name in zip(each, accounts or [""], strict=True)]
     output = run(sources, set(ids) or None, options)

@@ -1,25 +1,21 @@
-"""What the commands share: ids, accounts, how fast they call Stripe, and how they end."""
+"""What the commands share: ids, accounts, patience with Stripe, and how they end."""
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 from flask import current_app
-from pyrate_limiter import Duration, Limiter, Rate
 
 from billing.items import STRIPE_ID
 from billing.reports import Services
-from billing.stripe_api import StripeConnection
 from service.transport import MAX_CONNECTIONS
 
-# Of Stripe's 25 requests a second in a sandbox and 100 live (docs.stripe.com/rate-limits).
-TEST_RATE, LIVE_RATE = 20, 80
 # A command can wait longer than a delivery while Stripe is busy.
 BUSY_SECONDS = 60
 # The last is what a shell shows of a program that SIGPIPE ended.
@@ -71,17 +67,6 @@ def workers_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., An
         show_default=True,
         help=f"{what} at the same time.",
     )
-
-
-def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take a rate."""
-    return click.option(
-        "--rate",
-        type=click.IntRange(0),
-        metavar="N",
-        help=f"Requests a second to Stripe; 0: no limit.  [default: {TEST_RATE} with a test key, "
-        f"{LIVE_RATE} with a live one]",
-    )(command)
 
 
 def account_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,17 +137,6 @@ def connections(services: Services, accounts: list[str]) -> Iterator[Services]:
         yield services
 
 
-def with_batch_limits(services: Services, rate: int | None = None) -> Services:
-    """Return the services with so many requests a second to Stripe (0: no limit), and patience."""
-    if rate is None:
-        rate = LIVE_RATE if services.is_live else TEST_RATE
-    return replace(services, stripe=with_limits(services.stripe, rate))
-
-
-def with_limits(account: StripeConnection, rate: int) -> StripeConnection:
-    """Return the connection with so many requests a second (0: no limit), and patience."""
-    account = replace(account, busy_seconds=BUSY_SECONDS)
-    if not rate:
-        return account
-    limiter = Limiter(Rate(rate, Duration.SECOND), buffer_ms=5)
-    return replace(account, pace=partial(limiter.try_acquire, "stripe"))
+def with_patience(services: Services) -> Services:
+    """Return the services with the time that a command has while Stripe is busy."""
+    return replace(services, stripe=replace(services.stripe, busy_seconds=BUSY_SECONDS))

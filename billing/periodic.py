@@ -30,10 +30,9 @@ from billing.commands import (
     ends_with_its_reader,
     logs_json,
     metrics_option,
-    rate_option,
     say,
     subscription_option,
-    with_batch_limits,
+    with_patience,
     workers_option,
 )
 from billing.comparing import Compared, Comparison, compare, sentence
@@ -332,13 +331,12 @@ class Options:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--quiet", is_flag=True, help="Say nothing but warnings, failures and differences.")
 @workers_option("Subscriptions that are worked on")
-@rate_option
 @account_option
 @metrics_option
 @with_appcontext
 @ends_with_its_reader
 def report_command(
-    ids: list[str], accounts: list[str], rate: int | None, metrics_file: str | None, **how: Any
+    ids: list[str], accounts: list[str], metrics_file: str | None, **how: Any
 ) -> None:
     """Report the running period of every subscription that can still be billed.
 
@@ -353,7 +351,7 @@ def report_command(
     is_whole = not (ids or options.dry)
     if metrics_file and not is_whole:
         raise click.UsageError("--metrics is for whole runs: leave out --subscription, --dry-run")
-    services = with_batch_limits(current_app.extensions["services"], rate)
+    services = with_patience(current_app.extensions["services"])
     statuses, counts = [], Counter[str]()
     for each in connections(services, accounts):
         statuses.append(run_on_account(each, ids, options, counts))

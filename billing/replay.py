@@ -22,7 +22,7 @@ from billing.commands import (
     ends_with_its_reader,
     logs_json,
     say,
-    with_batch_limits,
+    with_patience,
 )
 from billing.events import EVENTS, report_event
 from billing.items import InvalidStripeObject, utc_text
@@ -122,7 +122,7 @@ def replay_command(seconds: int, dry: bool, as_json: bool, accounts: list[str]) 
     Exit status: 0; 1 if something failed.
     """
     services, as_json = (
-        with_batch_limits(current_app.extensions["services"]),
+        with_patience(current_app.extensions["services"]),
         as_json or logs_json(),
     )
     counts = Counter[str]()

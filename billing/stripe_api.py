@@ -18,6 +18,8 @@ from tenacity import (
 
 from billing.clock import StripeClock
 from service.health import OK, LastAnswer
+from service.rates import NoTurn, Rates
+from service.transport import DEADLINE
 from usage import cause_text, one_line
 
 MAX_PAGES = 10
@@ -72,18 +74,14 @@ class Page(NamedTuple):
     has_more: bool
 
 
-def no_pacing() -> None:
-    """Let a request go without waiting."""
-
-
 @dataclass(frozen=True)
 class StripeConnection:
     """Stripe's client and time, how totals are rounded for it, and the Billing Meters read of late.
 
     `scope` names another account than the key's: `stripe_account` or `stripe_context`, with its
-    id. `meters` has each meter with the monotonic second at which it was read. `pace` is called
-    before each request, to wait for its turn; while Stripe is busy (409, 429), a call is repeated
-    for `busy_seconds`. `answered` has what Stripe answered last to the key's own account.
+    id. `meters` has each meter with the monotonic second at which it was read. `rates` gives each
+    request its turn; while Stripe is busy (409, 429), a call is repeated for `busy_seconds`.
+    `answered` has what Stripe answered last to the key's own account.
     """
 
     client: stripe.StripeClient
@@ -92,12 +90,19 @@ class StripeConnection:
     scope: Mapping[str, str] = field(default_factory=dict)
     meters: dict[tuple[str, ...], tuple[float, Json]] = field(default_factory=dict)
     busy_seconds: float = BUSY_SECONDS
-    pace: Callable[[], object] = no_pacing
+    rates: Rates = field(default_factory=Rates)
     answered: LastAnswer = field(default_factory=LastAnswer)
 
     def for_scope(self, **scope: str) -> "StripeConnection":
         """Return the connection to another account (docs.stripe.com/connect/authentication)."""
         return replace(self, scope=scope)
+
+    def wait_for_turn(self, method: str, path: str) -> None:
+        """Wait until a request may go out. Raises ReportFailed."""
+        try:
+            self.rates.take_turn(method, path, until=DEADLINE.get(), is_scoped=bool(self.scope))
+        except NoTurn as error:
+            raise ReportFailed(str(error)) from error
 
     def key_of(self, object_id: str) -> tuple[str, ...]:
         """Return what an object is kept by, beside those of other accounts."""
@@ -294,7 +299,7 @@ def post_latest(
     """
 
     def post() -> Json:
-        account.pace()
+        account.wait_for_turn("post", path)
         return send(account, "post", path, **form(), **options, max_network_retries=0)
 
     return patiently(account, is_busy_or_first_unavailable)(post)
@@ -322,7 +327,7 @@ def is_busy_or_first_unavailable(state: RetryCallState) -> bool:
 
 def call_once(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
     """Call Stripe, in its turn. Raises StripeBusy, ReportRefused or ReportFailed."""
-    account.pace()
+    account.wait_for_turn(method, path)
     return send(account, method, path, **options)
 
 
@@ -344,6 +349,8 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
         kind = kind_of_failure(error)
         if kind is not StripeBusy:
             note_answer(account, error_reason(error))
+        elif reason := (error.headers or {}).get("Stripe-Rate-Limited-Reason"):
+            account.rates.slow_down(method, path, reason, is_scoped=bool(account.scope))
         raise kind(error_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.

@@ -13,8 +13,7 @@ from billing.commands import (
     FAILED,
     ends_with_its_reader,
     logs_json,
-    rate_option,
-    with_batch_limits,
+    with_patience,
 )
 from billing.reports import Services
 from doctor.destinations import check_destinations
@@ -34,15 +33,14 @@ from doctor.reading import read_account
 @click.option(
     "--no-webhooks", is_flag=True, help="Leave out where events go, as where `stripe listen` runs."
 )
-@rate_option
 @with_appcontext
 @ends_with_its_reader
-def doctor_command(as_json: bool, webhook: str | None, no_webhooks: bool, rate: int | None) -> None:
+def doctor_command(as_json: bool, webhook: str | None, no_webhooks: bool) -> None:
     """See that all is set up as it has to be, and say of each thing `ok`, or what to do.
 
     It writes nothing. Exit status: 0; 1 if there is something to do.
     """
-    services = with_batch_limits(current_app.extensions["services"], rate)
+    services = with_patience(current_app.extensions["services"])
     hide, as_json, status = current_app.extensions["secrets"].hide, as_json or logs_json(), 0
     for finding in find(services, current_app.config, webhook, looks_at_webhooks=not no_webhooks):
         click.echo(hide(json.dumps(finding.as_json()) if as_json else str(finding)))

@@ -115,7 +115,12 @@ class Processes:
 
     def environment(self) -> dict[str, str]:
         """Return an environment that leads to the stand-ins, whatever a `.env` file says."""
-        usual = {"INVOICE_GRACE_HOURS": "0", "LOG_FORMAT": "text", "METRICS": "0"}
+        usual = {
+            "INVOICE_GRACE_HOURS": "0",
+            "LOG_FORMAT": "text",
+            "METRICS": "0",
+            "STRIPE_RATE_SHARE": "0",
+        }
         return {
             **os.environ,
             **{name: os.environ.get(name) or value for name, value in usual.items()},

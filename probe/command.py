@@ -13,7 +13,7 @@ from typing import Any
 
 import stripe
 
-from billing.commands import DIFFERENT, FAILED, INTERRUPTED, TEST_RATE, with_limits
+from billing.commands import BUSY_SECONDS, DIFFERENT, FAILED, INTERRUPTED
 from billing.stripe_api import NotReported, StripeConnection
 from billing.tables import many
 from billing.ways import USAGE_RECORD_VERSION
@@ -22,6 +22,7 @@ from probe.questions import Answer, Finding, NotFoundOut, Question, settle_on, w
 from probe.sandbox import Sandbox, remove_all
 from probe.table import UNKNOWN, rows, summary
 from service.clients import create_stripe_client
+from service.rates import Rates
 from service.settings import load_environment, read_settings
 
 TEST_KEY = re.compile(r"(sk|rk)_test_.+")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     3 if the service differs from an answer, 130 after Ctrl-C.
     """
     options = parse_options(argv)
-    account = connect(options)
+    account = connect()
     names = options.only or list(EXPERIMENTS)
     tell(f"{NOTE}\n{many(len(names), 'question')}, about {len(names) * MINUTES_EACH} minutes.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """Return `only`, `json`, `keep`, `patience` and `rate`."""
+    """Return `only`, `json`, `keep` and `patience`."""
     parser = argparse.ArgumentParser(
         prog="python -m probe",
         description="Find out on a sandbox what Stripe's documents leave open.",
@@ -77,7 +78,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to a file")
     add("--keep", action="store_true", help="leave what was made; the next run removes it")
     add("--patience", type=seconds, default=PATIENCE, metavar="SECONDS", help="wait so long (600)")
-    add("--rate", type=int, default=TEST_RATE, metavar="N", help="calls a second (20); 0: no limit")
     return parser.parse_args(argv)
 
 
@@ -89,13 +89,15 @@ def seconds(text: str) -> float:
     return found
 
 
-def connect(options: argparse.Namespace) -> StripeConnection:
+def connect() -> StripeConnection:
     """Return the connection to the sandbox, or end before any call if the key is no test key."""
     settings = read_settings(load_environment(), serves=False)
     if not TEST_KEY.fullmatch(settings["STRIPE_KEY"]):
         sys.exit("STRIPE_KEY is no test key (sk_test_..., rk_test_...): the probe takes no other.")
-    account = StripeConnection(create_stripe_client(settings), settings["USAGE_ROUNDING"])
-    return with_limits(account, options.rate)
+    client, rates = create_stripe_client(settings), Rates(settings["STRIPE_RATE_SHARE"])
+    return StripeConnection(
+        client, settings["USAGE_ROUNDING"], busy_seconds=BUSY_SECONDS, rates=rates
+    )
 
 
 def ask_all(account: StripeConnection, names: list[str], patience: float) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ IPV6 = 6
 # The longest that Stripe lets an account's drafts wait
 # (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
 MOST_GRACE_HOURS = 72
+# Of Stripe's limits, in percent.
+SHARES = range(10, 101)
 ENV_FILE = Path(__file__).parent.parent / ".env"
 SIGNING_SECRET = "a webhook's signing secret"  # noqa: S105 - what it is called
 API_KEYS = ("a secret key", "a restricted key", "an organization's key")
@@ -154,6 +156,27 @@ def grace_hours(value: str) -> int:
     return int(value)
 
 
+def rate_share(value: str) -> int:
+    """Accept a percentage of Stripe's limits, or 0 for none of ours."""
+    if not re.fullmatch(r"[0-9]{1,3}", value) or not (value == "0" or int(value) in SHARES):
+        raise ValueError("must be a percentage from 10 to 100, or 0")
+    return int(value)
+
+
+def worker_count(value: str) -> int:
+    """Accept a number of processes."""
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", value):
+        raise ValueError("must be a number of processes from 1 to 999")
+    return int(value)
+
+
+def redis_url(value: str) -> str:
+    """Accept the address of a Redis, which may have a password."""
+    if not re.fullmatch(r"(rediss?|unix)://\S+", secret(value)):
+        raise ValueError("must be an address such as redis://redis.example:6379/0")
+    return value
+
+
 # Name, default (None: required; empty: optional), and what a value has to be.
 SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "STRIPE_KEY": (None, stripe_key),
@@ -166,6 +189,9 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "INVOICE_GRACE_HOURS": ("0", grace_hours),
     "HOST": ("localhost", listening_host),
     "PORT": ("4242", tcp_port),
+    "WEB_CONCURRENCY": ("1", worker_count),
+    "STRIPE_RATE_SHARE": ("80", rate_share),
+    "RATE_LIMIT_REDIS": ("", redis_url),
     "LOG_FORMAT": ("text", one_of("text", "json")),
     "METRICS": ("0", zero_or_one),
     "HEARTBEAT_URL": ("", secret_url),
@@ -200,7 +226,7 @@ def read_settings(source: Mapping[str, object], *, serves: bool = True) -> dict[
 
 def secrets_of(settings: Mapping[str, Any]) -> list[str]:
     """Return what must not be seen."""
-    hidden = (secret, secret_url, stripe_key)
+    hidden = (secret, secret_url, stripe_key, redis_url)
     single = [settings[name] for name, (_, check) in SETTINGS.items() if check in hidden]
     return [*filter(None, single), *(settings["STRIPE_WEBHOOK_SECRET"] or ())]
 

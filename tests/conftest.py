@@ -363,6 +363,7 @@ def config(stripe_fake: Stripe, openmeter_fake: OpenMeter) -> dict[str, object]:
         "STRIPE_KEY": KEY,
         "STRIPE_WEBHOOK_SECRET": SECRET,
         "STRIPE_API_BASE": stripe_fake.url,
+        "STRIPE_RATE_SHARE": "0",
         "OPENMETER_URL": openmeter_fake.url,
         "OPENMETER_TOKEN": TOKEN,
     }

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 import urllib3
+from flask.cli import FlaskGroup
 from pytest_mock import MockerFixture
 from requests.adapters import HTTPAdapter
 from stripe import WebhookSignature
@@ -535,6 +537,39 @@ def quick(mocker: MockerFixture) -> None:
     bounds = {"connect": 0.3, "read": 0.3, "total": 0.5}
     mocker.patch("service.transport.BOUND", urllib3.Timeout(**bounds))
     mocker.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0.01)
+
+
+def test_a_delivery_without_a_turn_in_its_time_is_sent_again(
+    start: Start, mocker: MockerFixture
+) -> None:
+    service = start(STRIPE_RATE_SHARE="10")
+    service.stripe.seed()
+    mocker.patch("app.DELIVERY_SECONDS", 0.3)
+    event = json.dumps(updated(service.stripe.subscription()))
+    answers = [service.post(event) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 500]
+    assert "usage_records came in time: our share of Stripe's is 2.5" in str(answers[2].json)
+
+
+@pytest.mark.parametrize("reason", ["endpoint-rate", None])
+def test_what_stripe_says_of_its_limits_slows_us_down(
+    service: Service, start: Start, reason: str | None
+) -> None:
+    paced = start(STRIPE_RATE_SHARE="80")
+    headers = {"Stripe-Rate-Limited-Reason": reason} if reason else {}
+    paced.stripe.fault(**RECORD, status=429, body={"error": {}}, headers=headers, times=1)
+    assert paced.deliver(paced.stripe.subscription()).status_code == 200
+    rates = paced.client.application.extensions["services"].stripe.rates
+    slowed = [name for name, lane in rates.lanes.items() if lane.slowness() > 1]
+    assert slowed == (["POST /v1/subscription_items/*/usage_records"] if reason else [])
+
+
+def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(start: Start) -> None:
+    settings = {"STRIPE_KEY": KEY, "STRIPE_RATE_SHARE": 80, "RATE_LIMIT_REDIS": None}
+    assert app.build_rates({**settings, "WEB_CONCURRENCY": 4}).processes == 4
+    with click.Context(FlaskGroup(), info_name="flask"):
+        found = app.build_rates({**settings, "WEB_CONCURRENCY": 4})
+    assert (found.processes, found.is_command) == (1, True)
 
 
 # Beside those of test_faults.py

@@ -37,6 +37,8 @@ ARROWS = {
         "service.health",
         "service.logs",
         "service.metrics",
+        "service.rates",
+        "service.rates_redis",
         "service.settings",
         "service.transport",
         "usage",
@@ -51,6 +53,8 @@ ARROWS = {
     "billing.stripe_api": {
         "billing.clock",
         "service.health",
+        "service.rates",
+        "service.transport",
         "usage",
     },
     "billing.notes": {
@@ -153,7 +157,6 @@ ARROWS = {
     "billing.commands": {
         "billing.items",
         "billing.reports",
-        "billing.stripe_api",
         "service.transport",
     },
     "billing.listing": {
@@ -383,6 +386,7 @@ ARROWS = {
         "probe.table",
         "probe.telling",
         "service.clients",
+        "service.rates",
         "service.settings",
     },
     "probe.__main__": {
@@ -393,6 +397,10 @@ ARROWS = {
     },
     "service.__main__": set(),
     "service.health": set(),
+    "service.rates": set(),
+    "service.rates_redis": {
+        "service.rates",
+    },
     "service.logs": set(),
     "service.metrics": set(),
     "service.serving": {

@@ -19,7 +19,7 @@ from click.testing import Result
 from pytest_mock import MockerFixture
 
 import usage
-from billing import commands, periodic, stripe_api
+from billing import periodic, stripe_api
 from billing.clock import report_second
 from billing.invoices import InvoicedPeriods, fetch_invoiced_periods
 from billing.stripe_api import Page, StripeConnection
@@ -57,7 +57,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 def compared(service: Service, *options: str) -> tuple[int, list[dict[str, Any]]]:
     """Return status and lines of a dry run, which has written nothing."""
     service.forget()
-    result = report(service, "--dry-run", "--json", "--rate", "0", *options)
+    result = report(service, "--dry-run", "--json", *options)
     assert {seen["method"] for seen in service.stripe.requests()} <= {"GET"}
     return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -112,7 +112,7 @@ def held(service: Service) -> list[int]:
 @pytest.mark.parametrize("count", [0, 1, 100, 101, 1_000])
 def test_all_pages_are_reported(many: Many, count: int) -> None:
     service = many(count)
-    result = report(service, "--rate", "0")
+    result = report(service)
     assert result.exit_code == 0, result.output
     assert counts(result) == [count, count, count, 0, 0, 0]
     assert held(service) == [3] * count
@@ -186,7 +186,7 @@ def test_what_is_no_id_is_refused(service: Service, name: str) -> None:
     assert "is no id" in result.output
 
 
-@pytest.mark.parametrize("option", ["--workers=0", "--workers=97", "--rate=-1", "--rate=x"])
+@pytest.mark.parametrize("option", ["--workers=0", "--workers=97"])
 def test_options_out_of_range_are_refused(service: Service, option: str) -> None:
     assert report(service, option).exit_code == 2
 
@@ -218,7 +218,7 @@ def test_subscriptions_that_end_during_a_run_do_no_harm(many: Many, mocker: Mock
         return page
 
     mocker.patch("billing.stripe_api.list_subscriptions_with_latest_invoice", reading)
-    result = report(service, "--rate", "0")
+    result = report(service)
     assert result.exit_code == 0, result.output
     assert counts(result) == [101, 101, 99, 0, 2, 0]
 
@@ -255,7 +255,7 @@ def test_a_list_that_cannot_be_read_on_ends_the_run_with_a_reason(
 ) -> None:
     service = many(150)
     service.stripe.fault(path="/v1/subscriptions", method="GET", status=500, skip=1, times=10)
-    result = report(service, "--rate", "0")
+    result = report(service)
     assert result.exit_code == 1
     assert counts(result) == [100, 100, 100, 0, 0, 1]
     (said,) = errors(caplog)
@@ -293,8 +293,7 @@ def test_two_runs_and_webhooks_at_once_end_in_the_same_records(many: Many) -> No
     subscriptions = service.stripe.call("GET", "subscriptions", limit=100)["data"]
     results: list[Any] = []
     runs = [
-        threading.Thread(target=lambda: results.append(report(service, "--rate", "0").exit_code))
-        for _ in range(2)
+        threading.Thread(target=lambda: results.append(report(service).exit_code)) for _ in range(2)
     ]
     for run in runs:
         run.start()
@@ -626,21 +625,13 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 # Pace
 
 
-@pytest.mark.parametrize(("key", "rate"), [("sk_test_1", 20), ("sk_live_1", 80), ("rk_live_1", 80)])
-def test_the_usual_rate_depends_on_the_key(
-    start: Start, mocker: MockerFixture, key: str, rate: int
-) -> None:
-    paced = mocker.spy(commands, "Rate")
-    report(start(STRIPE_KEY=key))
-    assert [call.args[0] for call in paced.call_args_list] == [rate]
-
-
-def test_requests_to_stripe_keep_to_the_rate(many: Many) -> None:
-    service = many(30)
+def test_a_run_keeps_to_its_share_of_an_endpoints_limit(many: Many) -> None:
+    service = many(30, STRIPE_RATE_SHARE="80")
     began = time.monotonic()
-    result = report(service, "--rate", "10")
-    # 31 requests: ten at once, and ten in each second after.
-    assert 3 <= time.monotonic() - began < 6
+    result = report(service)
+    # A page and thirty usage records: twenty at once, the others from the next second on, 50 ms
+    # apart.
+    assert 1.4 <= time.monotonic() - began < 6
     assert counts(result)[2] == 30
 
 

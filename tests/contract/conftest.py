@@ -148,17 +148,16 @@ def seed(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask_all_questions(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the probe, which makes some calls only where others are answered."""
-    found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe.url}
+    found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe.url, "STRIPE_RATE_SHARE": "0"}
     monkeypatch.setattr(probe.command, "load_environment", lambda: found)
     stripe.fake("POST", "readings", {"plain_reset": "waits"})
     with pytest.raises(SystemExit):
-        probe.command.main(["--rate", "0", "--patience", "20"])
+        probe.command.main(["--patience", "20"])
 
 
 def command(story: Story, status: int, name: str, *options: str) -> Result:
     """Run a command of the service that ends with a status."""
     runner = story.service.client.application.test_cli_runner()
-    pace = [] if name == "replay" else ["--rate", "0"]
-    result = runner.invoke(args=[name, *pace, *options])
+    result = runner.invoke(args=[name, *options])
     assert result.exit_code == status, result.output
     return result

@@ -70,7 +70,7 @@ def set_up(start: Start) -> Callable[..., Service]:
 def doctor(service: Service, *options: str) -> tuple[int, list[str]]:
     """Run the command; return its exit status and the lines that it printed."""
     runner = service.client.application.test_cli_runner()
-    done = runner.invoke(args=["doctor", "--rate", "0", *options])
+    done = runner.invoke(args=["doctor", *options])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.stdout.splitlines()
 

@@ -221,12 +221,12 @@ def run(
     stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Run the probe on the stand-in; return its exit status and what it printed."""
-    found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe_fake.url}
+    found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe_fake.url, "STRIPE_RATE_SHARE": "0"}
     monkeypatch.setattr(command, "load_environment", lambda: found)
 
     def ran(*options: str) -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as ended:
-            command.main(["--rate", "0", *options])
+            command.main(list(options))
         printed = capsys.readouterr()
         assert_no_secret(printed.out + printed.err)
         return ended.value.code, printed.out, printed.err

@@ -114,7 +114,7 @@ def test_a_run_takes_an_idle_customer_for_granted_and_counts_it(start: Start, li
     service = start()
     service.stripe.seed()
     service.openmeter.use("somebody", 1, time="2023-06-07T14:00:00Z")
-    run = ["report", "--rate", "0", "--subscription", service.stripe.ids["subscription"]]
+    run = ["report", "--subscription", service.stripe.ids["subscription"]]
     assert "warned: 1" in service.client.application.test_cli_runner().invoke(args=run).output
     assert [line["level"] for line in lines() if line.get("warning") == "no rows"] == ["INFO"]
 

@@ -40,6 +40,9 @@ def test_defaults() -> None:
         "LOG_FORMAT": "text",
         "METRICS": False,
         "HEARTBEAT_URL": None,
+        "WEB_CONCURRENCY": 1,
+        "STRIPE_RATE_SHARE": 80,
+        "RATE_LIMIT_REDIS": None,
     }
 
 
@@ -49,9 +52,17 @@ def test_two_webhook_secrets_are_accepted(value: str) -> None:
     assert found["STRIPE_WEBHOOK_SECRET"] == ("whsec_1", "whsec_2")
 
 
-def test_the_heartbeats_address_is_a_secret() -> None:
-    url = "https://hc.example/6f0c"
-    found = settings.read_settings({**GOOD, "HEARTBEAT_URL": f"{url}/"})
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("HEARTBEAT_URL", "https://hc.example/6f0c"),
+        ("RATE_LIMIT_REDIS", "rediss://user:hunter2@redis.example:6380/1"),
+        ("RATE_LIMIT_REDIS", "unix:///run/redis.sock?db=1"),
+    ],
+)
+def test_an_address_that_tells_who_we_are_is_a_secret(name: str, url: str) -> None:
+    found = settings.read_settings({**GOOD, name: url})
+    assert found[name] == url
     assert url in settings.secrets_of(found)
 
 
@@ -117,6 +128,16 @@ def test_one_message_names_all_that_is_missing(
         ("INVOICE_GRACE_HOURS", "73"),
         ("INVOICE_GRACE_HOURS", "-1"),
         ("INVOICE_GRACE_HOURS", "1.5"),
+        ("STRIPE_RATE_SHARE", "9"),
+        ("STRIPE_RATE_SHARE", "101"),
+        ("STRIPE_RATE_SHARE", "80%"),
+        ("STRIPE_RATE_SHARE", "-1"),
+        ("STRIPE_RATE_SHARE", "007"),
+        ("RATE_LIMIT_REDIS", "cache.example:6379"),
+        ("RATE_LIMIT_REDIS", "http://:hunter2@redis.example"),
+        ("RATE_LIMIT_REDIS", "redis://:hunter 2@redis.example"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_CONCURRENCY", "two"),
         ("USAGE_ROUNDING", "even"),
         ("HOST", "localhost:4242"),
         ("HOST", "http://localhost"),

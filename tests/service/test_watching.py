@@ -185,7 +185,7 @@ def test_a_heartbeat_is_waited_for_within_bounds(
 def run(service: Service, *command: str, status: int = 0) -> Result:
     """Run a command in this process, which ends with a status."""
     runner = service.client.application.test_cli_runner()
-    result = runner.invoke(args=[*command, "--rate", "0"])
+    result = runner.invoke(args=[*command])
     assert result.exit_code == status, result.output
     return result
 

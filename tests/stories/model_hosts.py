@@ -81,6 +81,7 @@ class Host:
             "STRIPE_KEY": KEY,
             "STRIPE_WEBHOOK_SECRET": SECRET,
             "STRIPE_API_BASE": "http://stripe",
+            "STRIPE_RATE_SHARE": "0",
             "OPENMETER_URL": "http://openmeter",
             "OPENMETER_WINDOW_SIZE": window_size,
         }

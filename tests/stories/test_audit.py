@@ -21,7 +21,7 @@ YEAR = "365d"
 def audit(story: Story, *options: str) -> Result:
     """Run the command over all that the story had."""
     runner = story.service.client.application.test_cli_runner()
-    return runner.invoke(args=["audit", "--rate", "0", "--since", YEAR, *options])
+    return runner.invoke(args=["audit", "--since", YEAR, *options])
 
 
 def rows(story: Story, *options: str, status: int = 0) -> list[dict[str, Any]]:
@@ -280,7 +280,7 @@ def lacking_on(story: Story, name: str, mode: str = FLEXIBLE) -> Story:
 def test_a_repair_is_listed_and_made_after_a_yes_only(tell: Tell) -> None:
     story = lacking(tell)
     runner = story.service.client.application.test_cli_runner()
-    asked = ["audit", "--rate", "0", "--since", YEAR, "--repair"]
+    asked = ["audit", "--since", YEAR, "--repair"]
     result = runner.invoke(args=asked, input="n\n")
     assert (result.exit_code, invoice_items(story)) == (3, [])
     assert "A: 2 units from 07 Jun 2023 14:20 to 17 Jun 2023 14:41 UTC" in result.output

@@ -48,12 +48,14 @@ CONFIG = {
     "STRIPE_KEY": KEY,
     "STRIPE_WEBHOOK_SECRET": f"{SECRET},{OLD_SECRET}",
     "STRIPE_API_BASE": "http://stripe",
+    "STRIPE_RATE_SHARE": "0",
     "OPENMETER_URL": "http://openmeter",
     "OPENMETER_TOKEN": TOKEN,
 }
 # The failures that are no outage: a person, or another event, has to mend them.
 NO_OUTAGE = re.compile(
     "would overwrite each other's totals on Billing Meter .*|is gone or has another price, but .*"
+    "|as it is in Stripe now, the item [^ ]* of invoice .*"
 )
 
 Json = dict[str, Any]

@@ -44,7 +44,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stripe import WebhookSignature
 
-from billing.commands import with_batch_limits
+from billing.commands import with_patience
 from billing.periodic import Run, run_to_exit_status
 from billing.stripe_api import Json
 from fakes import openmeter_api, stripe_api
@@ -489,7 +489,7 @@ class History(RuleBasedStateMachine):
 
         def work() -> None:
             self.scheduler.sleep(random.choice(LATER) if random else 0)
-            run = QueuedRun(with_batch_limits(host.services, 0), only_some=bool(ids), queue=queue)
+            run = QueuedRun(with_patience(host.services), only_some=bool(ids), queue=queue)
             lock_type = type(run.lock)
             for name, value in vars(run).items():
                 if isinstance(value, lock_type):

@@ -159,7 +159,7 @@ class Story(Life):
     def run(self, *options: str) -> Result:
         """Run `flask report`."""
         runner = self.service.client.application.test_cli_runner()
-        return runner.invoke(args=["report", "--rate", "0", *options])
+        return runner.invoke(args=["report", *options])
 
     def sent(self, meter: str = "m1") -> list[tuple[int, str]]:
         """Return timestamp and value of what a Billing Meter was sent by the service."""
@@ -199,7 +199,7 @@ class Story(Life):
         of_clock = ["--subscription", self.subscription] if self.clock else []
         span = ["--since", "2023-01-01", "--until", "2030-01-01", *of_clock]
         runner = self.service.client.application.test_cli_runner()
-        done = runner.invoke(args=["audit", "--rate", "0", "--json", *span])
+        done = runner.invoke(args=["audit", "--json", *span])
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         missing = [row["missing"] for row in rows if row["kind"] == "line"]
         if not self.warned("closed", "reset", "changed", "refused", "billed twice"):

@@ -252,6 +252,7 @@ class History(RuleBasedStateMachine):
             "STRIPE_KEY": KEY,
             "STRIPE_WEBHOOK_SECRET": SECRET,
             "STRIPE_API_BASE": "http://stripe",
+            "STRIPE_RATE_SHARE": "0",
             "OPENMETER_URL": "http://openmeter",
         }
         self.client = app.create_app(config).test_client()

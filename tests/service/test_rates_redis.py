@@ -1,0 +1,223 @@
+"""Stripe's limits in a real Redis, which several processes draw on, and which comes and goes."""
+
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from service import rates_redis
+from service.rates import NoTurn, Rates
+from service.rates_redis import RedisBudget
+from tests.conftest import free_port
+
+REDIS = shutil.which("redis-server")
+pytestmark = pytest.mark.skipif(
+    not REDIS, reason="there is no redis-server: install it, on Debian redis-server"
+)
+RECORDS = ("post", "/v1/subscription_items/si_1/usage_records")
+FAR = threading.TIMEOUT_MAX
+PASSWORD = "hunter-77"
+
+
+class Server:
+    """A Redis of its own, with a password, which can be stopped, halted and started again."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+        self.client = redis.Redis.from_url(self.url)
+        self.start()
+
+    def start(self) -> None:
+        options = [
+            "--port",
+            self.port,
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--loglevel",
+            "warning",
+        ]
+        command = [str(REDIS), *options, "--requirepass", PASSWORD]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(200):
+            try:
+                self.client.ping()
+            except redis.RedisError:
+                time.sleep(0.02)
+            else:
+                return
+        raise AssertionError("redis-server does not answer")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def halt(self) -> None:
+        """Let it take connections, but answer nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    started = Server()
+    yield started
+    started.client.close()
+    started.stop()
+
+
+def rates(server: Server, share: int = 80, **how: Any) -> Rates:
+    """Return the rates of another process."""
+    return Rates(share, is_live=True, shared=RedisBudget(server.url, "live"), **how)
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close each connection at the end."""
+    budgets, made = [], RedisBudget.__init__
+
+    def noted(budget: RedisBudget, url: str, account: str) -> None:
+        made(budget, url, account)
+        budgets.append(budget)
+
+    monkeypatch.setattr(RedisBudget, "__init__", noted)
+    yield
+    for budget in budgets:
+        budget.client.close()
+
+
+def taken(each: Rates) -> int:
+    """Return how many turns there are at once."""
+    count = 0
+    try:
+        while True:
+            each.take_turn(*RECORDS, until=time.monotonic())
+            count += 1
+    except NoTurn:
+        return count
+
+
+def test_all_processes_together_take_one_share(server: Server) -> None:
+    machines = [rates(server, processes=2) for _ in range(3)]
+    assert [taken(each) for each in machines] == [20, 0, 0]
+    time.sleep(1.05)
+    assert sum(map(taken, machines)) == 20
+
+
+def test_a_turn_comes_when_a_second_has_passed(server: Server) -> None:
+    machines = [rates(server) for _ in range(2)]
+    began, moments = time.monotonic(), list[float]()
+
+    def take(each: Rates) -> None:
+        for _ in range(20):
+            each.take_turn(*RECORDS, until=FAR)
+            moments.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=take, args=(each,)) for each in machines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(moments)[19] < 0.5
+    assert sorted(moments)[20] >= 1
+    assert max(moments) < 3.5
+
+
+def test_machines_whose_clocks_differ_count_alike(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert taken(rates(server)) == 20
+    monkeypatch.setattr("pyrate_limiter.buckets.redis_bucket.time_ns", lambda: 0)
+    assert taken(rates(server)) == 0
+
+
+def test_what_was_taken_is_forgotten(server: Server) -> None:
+    machine = rates(server)
+    for _ in range(3):
+        taken(machine)
+        time.sleep(1.05)
+    machine.take_turn(*RECORDS, until=FAR)
+    keys = server.client.keys("*")
+    counted = [server.client.zcard(key) for key in keys]
+    assert len(counted) == 2
+    assert max(counted) <= 21
+    assert all(0 < server.client.ttl(key) <= 60 for key in keys)
+
+
+@pytest.mark.parametrize("how", ["stopped", "halted", "forgetful"])
+def test_without_redis_each_takes_its_part_and_nobody_fails(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(rates_redis, "GONE_SECONDS", 1)
+    machine = rates(server, processes=2)
+    assert taken(machine) == 20
+    if how == "forgetful":
+        server.stop()
+        server.start()
+    else:
+        server.stop() if how == "stopped" else server.halt()
+    began = time.monotonic()
+    assert taken(machine) == 10
+    assert time.monotonic() - began < 2
+    (said,) = (record.message for record in caplog.records)
+    assert "RATE_LIMIT_REDIS does not answer" in said
+    assert PASSWORD not in said
+    if how == "stopped":
+        server.start()
+    elif how == "halted":
+        server.process.send_signal(signal.SIGCONT)
+    time.sleep(1.1)
+    assert taken(machine) == 20
+
+
+def test_many_that_wait_for_a_redis_that_halts_wait_once(server: Server) -> None:
+    machine = rates(server)
+    machine.take_turn(*RECORDS, until=FAR)
+    server.halt()
+    began = time.monotonic()
+    threads = [
+        threading.Thread(target=lambda: machine.take_turn(*RECORDS, until=FAR)) for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 4
+    server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_delivery_goes_before_a_command(server: Server) -> None:
+    delivery, command = rates(server), rates(server, is_command=True)
+    assert taken(command) == 20
+    order: list[str] = []
+
+    def take(name: str, each: Rates) -> None:
+        each.take_turn(*RECORDS, until=FAR)
+        order.append(name)
+
+    first = threading.Thread(target=take, args=("delivery", delivery))
+    first.start()
+    time.sleep(0.2)
+    second = threading.Thread(target=take, args=("command", command))
+    second.start()
+    first.join()
+    second.join()
+    assert order == ["delivery", "command"]
+
+
+def test_a_command_is_not_held_up_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates_redis, "HELD_UP_SECONDS", 0.2)
+    command = rates(server, is_command=True)
+    command.take_turn(*RECORDS, until=FAR)
+    for name in command.lanes:
+        server.client.set(f"openmeter-stripe:live:{name}:waiting", 1)
+    began = time.monotonic()
+    command.take_turn(*RECORDS, until=FAR)
+    assert 0.2 <= time.monotonic() - began < 1

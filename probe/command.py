@@ -124,7 +124,7 @@ def ask(sandbox: Sandbox, question: Question, experiment: Callable[[Sandbox], An
 
 
 def remove(account: StripeConnection, patience: float, what: str) -> None:
-    """Remove what is there of the probe's. Raises NotReported or NotFoundOut."""
+    """Remove what is there of the probe's. Raises NotFoundOut."""
     count = remove_all(account, patience)
     if count:
         tell(f"Removed what {what}: {count} test clocks, products and meters.")
@@ -134,7 +134,7 @@ def remove_leftovers(account: StripeConnection, patience: float) -> None:
     """Remove what an earlier run left, or end."""
     try:
         remove(account, patience, "an earlier run left")
-    except (NotReported, NotFoundOut, *ODD_ANSWER) as error:
+    except (NotFoundOut, *ODD_ANSWER) as error:
         sys.exit(f"What an earlier run left cannot be removed: {without_ids(str(error))}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -144,7 +144,7 @@ def leave_nothing(account: StripeConnection, patience: float) -> bool:
     """Remove what this run made, and say whether that was done; if not, what is to do."""
     try:
         remove(account, patience, "this run made")
-    except (NotReported, NotFoundOut, *ODD_ANSWER) as error:
+    except (NotFoundOut, *ODD_ANSWER) as error:
         tell(f"Not all was removed: {without_ids(str(error))}. The next run tries it again.")
         return False
     except KeyboardInterrupt:

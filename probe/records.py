@@ -9,7 +9,7 @@ from billing.stripe_api import NotReported, ReportFailed, call
 from billing.ways import USAGE_RECORD_VERSION
 from probe.questions import Answer, NotFoundOut, Question
 from probe.sandbox import Sandbox, daily_price
-from probe.scene import MINUTE, Scene, begin
+from probe.scene import MINUTE, Scene, begin, only
 
 METERLESS = Question(
     name="meterless-price",
@@ -62,7 +62,7 @@ def closed_record(sandbox: Sandbox) -> Answer:
     scene.advance(scene.start + 2 * HOUR)
     record(scene, scene.start + HOUR)
     scene.advance(scene.end + MINUTE)
-    if any(line.status != "draft" for line in scene.lines(price, scene.end)):
+    if only(scene.lines(price, scene.end)).status != "draft":
         raise NotFoundOut("the renewal's invoice was final within a minute")
     try:
         record(scene, scene.start + 2 * HOUR)

@@ -4,9 +4,18 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from billing.stripe_api import Json, ReportFailed, StripeConnection, call, has_id, iter_pages
+from billing.stripe_api import (
+    Json,
+    NotReported,
+    ReportFailed,
+    StripeConnection,
+    call,
+    has_id,
+    iter_pages,
+)
 from probe.questions import NotFoundOut
 
 # What all names, event names and metadata of ours begin with.
@@ -113,18 +122,49 @@ def remove_all(account: StripeConnection, patience: float) -> int:
     """Remove what this run or an earlier one made, and return how many objects that were.
 
     Test clocks go with their customers and subscriptions; prices and products, which Stripe keeps,
-    are archived, and Billing Meters deactivated. Raises ReportRefused, ReportFailed or NotFoundOut.
+    are archived, and Billing Meters deactivated. Raises NotFoundOut, which says what stays and why,
+    when the others are removed.
     """
-    return remove_clocks(account, patience) + archive_products(account) + deactivate_meters(account)
+    kinds: tuple[tuple[str, dict[str, Any], Callable[[str], object]], ...] = (
+        ("/v1/test_helpers/test_clocks", {}, partial(remove_clock, account, patience)),
+        ("/v1/products", {"active": True}, partial(archive_product, account)),
+        ("/v1/billing/meters", {"status": "active"}, partial(deactivate_meter, account)),
+    )
+    count, failed = 0, list[str]()
+    for path, filters, remove in kinds:
+        try:
+            found = list_marked(account, path, **filters)
+        except NotReported as error:
+            failed.append(str(error))
+            continue
+        for entry in found:
+            try:
+                remove(str(entry["id"]))
+            except (NotReported, NotFoundOut) as error:
+                failed.append(str(error))
+            else:
+                count += 1
+    if failed:
+        raise NotFoundOut("; ".join(dict.fromkeys(failed)))
+    return count
 
 
-def remove_clocks(account: StripeConnection, patience: float) -> int:
-    """Remove the probe's test clocks, none while it still advances."""
-    ours = list_marked(account, "/v1/test_helpers/test_clocks")
-    for clock in ours:
-        wait_until_ready(account, str(clock["id"]), patience)
-        call(account, "delete", f"/v1/test_helpers/test_clocks/{clock['id']}")
-    return len(ours)
+def remove_clock(account: StripeConnection, patience: float, clock: str) -> None:
+    """Remove a test clock, but not while it advances."""
+    wait_until_ready(account, clock, patience)
+    call(account, "delete", f"/v1/test_helpers/test_clocks/{clock}")
+
+
+def archive_product(account: StripeConnection, key: str) -> None:
+    """Archive a product with its prices."""
+    for price in listed(account, "/v1/prices", product=key, active=True):
+        call(account, "post", f"/v1/prices/{price['id']}", active=False)
+    call(account, "post", f"/v1/products/{key}", active=False)
+
+
+def deactivate_meter(account: StripeConnection, meter: str) -> None:
+    """Deactivate a Billing Meter."""
+    call(account, "post", f"/v1/billing/meters/{meter}/deactivate")
 
 
 def wait_until_ready(account: StripeConnection, clock: str, patience: float) -> None:
@@ -137,24 +177,6 @@ def wait_until_ready(account: StripeConnection, clock: str, patience: float) -> 
         return bool(status == "ready")
 
     wait_until(is_ready, patience, "the test clock did not advance")
-
-
-def archive_products(account: StripeConnection) -> int:
-    """Archive the probe's products with their prices."""
-    products = list_marked(account, "/v1/products", active=True)
-    for found in products:
-        for price in listed(account, "/v1/prices", product=found["id"], active=True):
-            call(account, "post", f"/v1/prices/{price['id']}", active=False)
-        call(account, "post", f"/v1/products/{found['id']}", active=False)
-    return len(products)
-
-
-def deactivate_meters(account: StripeConnection) -> int:
-    """Deactivate the probe's Billing Meters."""
-    meters = list_marked(account, "/v1/billing/meters", status="active")
-    for meter in meters:
-        call(account, "post", f"/v1/billing/meters/{meter['id']}/deactivate")
-    return len(meters)
 
 
 def list_marked(account: StripeConnection, path: str, **filters: Any) -> list[Json]:

@@ -55,7 +55,10 @@ TOLD: list[tuple[dict[str, str], Answers]] = [
         {"boundary": "earlier", "last_by": "arrival", "draft_hour": "lost"},
         {"boundary-end": "earlier", "boundary-start": "does not count", "draft-hour": "lost"},
     ),
-    ({"draft_hour": "lost"}, {"draft-hour": "lost", "boundary-end": "later", "tie": "first"}),
+    (
+        {"draft_hour": "lost"},
+        {"draft-hour": "lost", "boundary-end": "later", "event-time-window": "replaced"},
+    ),
     ({"fractions": "whole"}, {"fractions": "whole", "order": "timestamp"}),
     ({}, CHANGES),
     ({"last_by": "arrival"}, {"former-price-flexible": "frozen", "changed-draft-flexible": "lost"}),
@@ -325,6 +328,7 @@ def test_each_question_is_answered_in_each_way_that_it_knows() -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no call wait before it is repeated."""
     monkeypatch.setattr("stripe.HTTPClient._sleep_time_seconds", lambda *_: 0)
+    monkeypatch.setattr(command, "BUSY_SECONDS", 0)
 
 
 def nothing_but_the_truth(status: Any, found: Answers) -> None:
@@ -381,6 +385,25 @@ def test_what_is_refused_or_answered_oddly_is_not_found_out(
     stripe_fake.fake("POST", "readings", OTHER)
     stripe_fake.fault(path=path, skip=ODD[path], times=10_000, **answer)
     assert probe("order", patience=0.1) == (1, {"order": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "status"),
+    [
+        ("closed-record", "usage_records", 400),
+        ("closed-record", "usage_records", 500),
+        ("test-clock-time", "meter_events", 400),
+        ("test-clock-time", "meter_events", 429),
+        ("meterless-price", "prices", 403),
+        ("meterless-price", "prices", 500),
+    ],
+)
+@pytest.mark.usefixtures("hasty")
+def test_what_is_refused_for_another_reason_is_no_answer(
+    probe: Probe, stripe_fake: Stripe, name: str, path: str, status: int
+) -> None:
+    stripe_fake.fault(path=path, skip=1, times=10_000, status=status, body=REFUSED)
+    assert probe(name, patience=0.1) == (1, {name: None})
 
 
 # All that is known of a stand-in that is told nothing, to see that nothing else is said of it.
@@ -473,6 +496,14 @@ def test_what_cannot_be_removed_is_said(run: Run, stripe_fake: Stripe, hasty: No
     assert (status, printed.splitlines()[1].split()[:2]) == (1, ["order", "timestamp"])
     assert "Not all was removed: Stripe answered 503 and no usable answer." in told
     assert len(left(stripe_fake)) == 1
+
+
+def test_what_cannot_be_removed_keeps_nothing_else(
+    probe: Probe, stripe_fake: Stripe, hasty: None
+) -> None:
+    stripe_fake.fault(path="/test_clocks", method="DELETE", status=500, body="", times=2)
+    assert probe("tie", "order")[0] == 1
+    assert [key.split("_")[0] for key in left(stripe_fake)] == ["clock", "sub"]
 
 
 def test_it_asks_nothing_where_what_was_left_cannot_be_removed(

@@ -730,7 +730,9 @@ class Account(Ledger):
         return test_clock
 
     def delete_test_clock(self, test_clock: Record) -> None:
-        """Remove a test clock with all that hangs on it."""
+        """Remove a test clock with all that hangs on it, unless it advances."""
+        if test_clock["ready_at"] > time.monotonic():
+            raise StripeError(400, "The test clock is advancing.")
         for objects in self.objects.values():
             for found in list(objects.values()):
                 if found.get("test_clock") == test_clock["id"]:

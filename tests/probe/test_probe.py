@@ -16,7 +16,7 @@ from fakes.processes import ROOT, Process, wait_for
 from fakes.stripe_meters import READINGS, SECONDS
 from fakes.stripe_webhooks import ENABLED_EVENTS
 from probe import command, telling
-from probe.questions import without_ids
+from probe.questions import Answer, without_ids
 from tests.conftest import ACACIA, ENDIVE, KEY, Stripe, assert_no_secret, serve
 
 Answers = dict[str, str | None]
@@ -348,7 +348,8 @@ def test_what_takes_longer_than_it_waits_is_not_found_out(
 @pytest.mark.parametrize("slow", ["shown_after_seconds", "advances_for_seconds"])
 def test_what_takes_its_time_is_waited_for(probe: Probe, stripe_fake: Stripe, slow: str) -> None:
     stripe_fake.fake("POST", "readings", {**OTHER, slow: 0.2})
-    assert probe("order", "boundary-end") == (0, {"order": "arrival", "boundary-end": "earlier"})
+    expected = {"order": "arrival", "tie": "last", "boundary-end": "earlier"}
+    assert probe(*expected) == (0, expected)
 
 
 @pytest.mark.parametrize("skip", [3, 12, 19, 23, 31, 47])
@@ -450,8 +451,10 @@ def test_what_is_kept_is_removed_by_the_next_run(probe: Probe, stripe_fake: Stri
     probe("tie", options=("--keep",))
     kept = left(stripe_fake)
     assert len(kept) == 8  # a test clock, a subscription, a product, 2 prices, 3 Billing Meters
-    probe("order")
-    assert left(stripe_fake) == []
+    probe("order", options=("--keep",))
+    new = left(stripe_fake)
+    assert len(new) == 5
+    assert not set(new) & set(kept)
 
 
 def test_an_interrupt_leaves_nothing_and_prints_what_was_found_out(
@@ -555,14 +558,26 @@ def test_the_table_says_what_is_asked_answered_assumed_and_what_it_means(
     ]
 
 
-def test_the_file_has_the_day_and_the_versions_and_no_id(run: Run, tmp_path: Path) -> None:
+def test_an_answer_that_nobody_expected_is_none(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (command.EXPERIMENTS["order"][0], lambda _: Answer("17", "sent 5"))
+    monkeypatch.setitem(command.EXPERIMENTS, "order", asked)
+    assert probe("order") == (1, {"order": None})
+
+
+def test_the_file_has_the_day_and_the_versions_and_no_id(
+    run: Run, stripe_fake: Stripe, tmp_path: Path
+) -> None:
     path = tmp_path / "answers.json"
+    refused = {"error": {"message": "No such price: price_00001.", "param": "timestamp"}}
+    stripe_fake.fault(path="usage_records", skip=1, status=400, body=refused)
     run("--only", "meterless-price", "--only", "closed-record", "--json", str(path))
     found = json.loads(path.read_text())
     assert found.keys() == {"date", "api_version", "usage_record_version", "answers"}
     assert (found["api_version"], found["usage_record_version"]) == (ENDIVE, ACACIA)
     assert [entry["agrees"] for entry in found["answers"]] == [True, True]
-    assert not re.search(r"_0000", path.read_text())
+    assert "400: No such price: price_…" in found["answers"][1]["seen"]
 
 
 def test_an_id_is_cut_down_to_its_kind() -> None:

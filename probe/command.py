@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -23,7 +24,7 @@ from probe.sandbox import Sandbox, remove_all
 from probe.table import UNKNOWN, rows, summary
 from service.clients import create_stripe_client
 from service.rates import Rates
-from service.settings import load_environment, read_settings
+from service.settings import StartupExit, load_environment, read_settings
 
 TEST_KEY = re.compile(r"(sk|rk)_test_.+")
 # Of a question: two or three turns of a test clock, and what has to be counted between them.
@@ -75,7 +76,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", action="append", choices=list(EXPERIMENTS), help="ask this; may be repeated")
-    add("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to a file")
+    what = "print JSON, or write it to a file"
+    add("--json", nargs="?", const="-", type=file_to_write, metavar="FILE", help=what)
     add("--keep", action="store_true", help="leave what was made; the next run removes it")
     add("--patience", type=seconds, default=PATIENCE, metavar="SECONDS", help="wait so long (600)")
     return parser.parse_args(argv)
@@ -89,9 +91,20 @@ def seconds(text: str) -> float:
     return found
 
 
+def file_to_write(given: str) -> str:
+    """Accept a file that can be written to, for it is written an hour later."""
+    path = Path(given)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{given!r} cannot be written to")
+    return given
+
+
 def connect() -> StripeConnection:
     """Return the connection to the sandbox, or end before any call if the key is no test key."""
-    settings = read_settings(load_environment(), serves=False)
+    try:
+        settings = read_settings(load_environment(), serves=False)
+    except StartupExit:  # which has said why
+        sys.exit(FAILED)
     if not TEST_KEY.fullmatch(settings["STRIPE_KEY"]):
         sys.exit("STRIPE_KEY is no test key (sk_test_..., rk_test_...): the probe takes no other.")
     client, rates = create_stripe_client(settings), Rates(settings["STRIPE_RATE_SHARE"])

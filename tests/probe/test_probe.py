@@ -438,6 +438,22 @@ def test_it_takes_no_other_than_a_test_key_and_calls_nobody(
     assert stripe_fake.requests() == []
 
 
+def test_a_setting_that_is_missing_is_told(
+    run: Run, stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "load_environment", lambda: {"STRIPE_API_BASE": stripe_fake.url})
+    assert run() == (1, "", "Cannot start: missing: STRIPE_KEY (see .env.example)\n")
+
+
+@pytest.mark.parametrize("given", ["/nowhere/answers.json", "/"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_made(
+    run: Run, stripe_fake: Stripe, given: str
+) -> None:
+    status, _, told = run("--json", given)
+    assert (status, f"'{given}' cannot be written to" in told) == (2, True)
+    assert stripe_fake.requests() == []
+
+
 def test_what_is_somebody_else_s_stays(probe: Probe, stripe_fake: Stripe) -> None:
     stripe_fake.seed()
     stripe_fake.metered_price()
@@ -595,7 +611,7 @@ def test_the_facts_have_each_question_with_its_answers() -> None:
     part = facts().split("\n## ")[2]
     rows = re.findall(r"^\| ([^|]*): ([^|]*) \|", part, re.M)
     named = {name: text for names, text in rows for name in re.findall("`([^`]+)`", names)}
-    assert named.keys() == command.EXPERIMENTS.keys()
+    assert list(named) == list(command.EXPERIMENTS)
     for name, (question, _) in command.EXPERIMENTS.items():
         assert set(question.means) <= set(re.findall("`([^`]+)`", named[name])), name
 

@@ -5,6 +5,8 @@ Knows no object of Stripe's, and reads no setting, request or clock. Times are U
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, ROUND_UP, Decimal
 from http.client import FORBIDDEN, NOT_FOUND, OK, UNAUTHORIZED
@@ -23,13 +25,33 @@ ROUNDING = {"down": ROUND_DOWN, "half-up": ROUND_HALF_UP, "up": ROUND_UP}
 # Above it, a JSON number is no longer exact (OpenMeter's value is a JSON double).
 MAX_QUANTITY = 2**53
 NINE_DECIMALS = Decimal("1e-9")
-# A slug or a ULID, as OpenMeter's API document has it for {meterIdOrSlug}
+# A ULID, and for {meterIdOrSlug} a slug, too, as OpenMeter's API document has them
 # (openmeter.io/docs/api).
-METER = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*|[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}")
+ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}")
+METER = re.compile(rf"[a-z0-9]+(?:_[a-z0-9]+)*|{ULID.pattern}")
 
 
 class QueryFailed(Exception):
     """Say why OpenMeter gave no total now; a later query may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMeterCustomer:
+    """A customer of OpenMeter's by its ULID: who counts it counts its key and all its subjects."""
+
+    id: str
+
+    def __str__(self) -> str:
+        return f"om_customer {self.id}"
+
+
+# Whose usage is counted. A subject whose text is a customer's ULID is not that customer.
+Whose = str | OpenMeterCustomer
+
+
+def whose_text(whose: Whose) -> str:
+    """Say whose usage is counted, for a person."""
+    return f"subject {whose!r}" if isinstance(whose, str) else str(whose)
 
 
 def window_start_at(seconds: int, window: int) -> datetime:
@@ -38,21 +60,27 @@ def window_start_at(seconds: int, window: int) -> datetime:
 
 
 def total(
-    client: openmeter.Client, meter: str, subject: str | None, start: datetime, end: datetime
+    client: openmeter.Client, meter: str, whose: Whose | None, start: datetime, end: datetime
 ) -> Decimal | None:
-    """Ask OpenMeter for a subject's total in [start, end), in the meter's own aggregation.
+    """Ask OpenMeter for a total in [start, end), in the meter's own aggregation.
 
-    Without a subject it is everybody's. None means an answer without rows: no usage, or a subject
-    that OpenMeter does not know. Raises QueryFailed, naming the meter.
+    It is a subject's, that of all subjects of a customer together, or, of None, everybody's. None
+    means an answer without rows: no usage, or a subject that OpenMeter does not know. Of a
+    customer that it does not know it answers 404. Raises QueryFailed, naming the meter.
     """
     if start >= end:
         return Decimal(0)  # OpenMeter refuses an empty period
     query = {"from": rfc3339(start), "to": rfc3339(end)}
-    if subject is not None:
-        query = {"subject": subject, **query}
+    customer = ""
+    if isinstance(whose, OpenMeterCustomer):
+        customer = whose.id
+        query = {"filterCustomerId": customer, **query}
+    elif whose is not None:
+        query = {"subject": whose, **query}
     target = f"/api/v1/meters/{meter}/query?{urlencode(query)}"
     try:
-        return parse_total(fetch_body(client, HttpRequest("GET", target), meter))
+        body = fetch_body(client, HttpRequest("GET", target), customer=customer, meter=meter)
+        return parse_total(body, customer)
     except QueryFailed as error:
         raise QueryFailed(f"meter {meter}: {error}") from error
 
@@ -60,26 +88,33 @@ def total(
 def totals(
     client: openmeter.Client,
     meter: str,
-    subjects: list[str] | None,
+    subjects: list[str] | OpenMeterCustomer | None,
     start: datetime,
     end: datetime,
 ) -> dict[str, Decimal]:
     """Ask OpenMeter for the totals of up to 100 subjects in [start, end), as `total` does for one.
 
-    Without subjects it is all that there are. One without rows is left out. Raises QueryFailed,
-    naming the meter.
+    Of a customer, it is those of each of its subjects; without subjects, all that there are. One
+    without rows is left out. Raises QueryFailed, naming the meter.
     """
     if start >= end or subjects == []:
         return {}
-    query = {"from": rfc3339(start), "to": rfc3339(end), "groupBy": ["subject"]}
-    if subjects is not None:
+    query: dict[str, Any] = {"from": rfc3339(start), "to": rfc3339(end), "groupBy": ["subject"]}
+    customer = ""
+    if isinstance(subjects, OpenMeterCustomer):
+        customer = subjects.id
+        query["filterCustomerId"] = [customer]
+    elif subjects is not None:
         query["subject"] = subjects
     request = HttpRequest("POST", f"/api/v1/meters/{meter}/query", json=query)
     try:
-        found = parse_totals(fetch_body(client, request, meter))
+        body = fetch_body(client, request, customer=customer, meter=meter)
+        found = parse_totals(body, customer)
     except QueryFailed as error:
         raise QueryFailed(f"meter {meter}: {error}") from error
-    return found if subjects is None else {name: found[name] for name in subjects if name in found}
+    if not isinstance(subjects, list):
+        return found
+    return {name: found[name] for name in subjects if name in found}
 
 
 def rfc3339(moment: datetime) -> str:
@@ -102,8 +137,8 @@ def openmeter_state(client: openmeter.Client, meter: str, at: datetime) -> str:
     return "ok"
 
 
-def fetch_body(client: openmeter.Client, request: HttpRequest, meter: str | None = None) -> str:
-    """Return the body that OpenMeter answers a request with, about a meter if it names one.
+def fetch_body(client: openmeter.Client, request: HttpRequest, **named: str) -> str:
+    """Return the body that OpenMeter answers a request with, which names what there has to be.
 
     Raises QueryFailed.
     """
@@ -120,7 +155,7 @@ def fetch_body(client: openmeter.Client, request: HttpRequest, meter: str | None
         cause = cause_text(error.inner_exception or error)
         raise QueryFailed(f"OpenMeter did not answer ({cause})") from error
     if response.status_code != OK:
-        raise QueryFailed(f"OpenMeter answered {problem_text(response, meter)}")
+        raise QueryFailed(f"OpenMeter answered {problem_text(response, named)}")
     return str(response.text())
 
 
@@ -129,10 +164,10 @@ def cause_text(error: BaseException) -> str:
     return "; ".join(getattr(error, "__notes__", [])) or type(error).__name__
 
 
-def problem_text(response: HttpResponse, meter: str | None) -> str:
+def problem_text(response: HttpResponse, named: Mapping[str, str]) -> str:
     """Return the status, and the detail of an `application/problem+json` (RFC 9457).
 
-    OpenMeter's 404 of a meter names it; any other is of a path that it has not.
+    OpenMeter's 404 of a customer or a meter names it; any other is of a path that it has not.
     """
     status = response.status_code
     try:
@@ -141,8 +176,9 @@ def problem_text(response: HttpResponse, meter: str | None) -> str:
         detail = ""
     if status == NOT_FOUND:
         is_problem = str(response.content_type).startswith("application/problem+json")
-        if meter and meter in detail and is_problem:
-            return f"{status}, no such meter: {detail}"
+        for kind, name in named.items():
+            if name and name in detail and is_problem:
+                return f"{status}, no such {kind}: {detail}"
         return (
             f"{status}, no such path: OPENMETER_URL leads to something else, or has a path too many"
         )
@@ -150,18 +186,18 @@ def problem_text(response: HttpResponse, meter: str | None) -> str:
     return f"{status}: {detail}" if detail and not is_of_token else str(status)
 
 
-def parse_total(body: str) -> Decimal | None:
+def parse_total(body: str, customer: str = "") -> Decimal | None:
     """Return the one total in an answer, or None if it has no rows. Raises QueryFailed."""
-    rows = parse_rows(body)
+    rows = parse_rows(body, customer)
     if len(rows) > 1:
         raise QueryFailed(f"OpenMeter answered {len(rows)} totals instead of one")
     return normalized_total(rows[0]["value"]) if rows else None
 
 
-def parse_totals(body: str) -> dict[str, Decimal]:
+def parse_totals(body: str, customer: str = "") -> dict[str, Decimal]:
     """Return the totals in an answer by their subject. Raises QueryFailed."""
     found: dict[str, Decimal] = {}
-    for row in parse_rows(body):
+    for row in parse_rows(body, customer):
         subject = row.get("subject")
         if subject is None:
             continue  # usage without a subject is nobody's
@@ -173,8 +209,12 @@ def parse_totals(body: str) -> dict[str, Decimal]:
     return found
 
 
-def parse_rows(body: str) -> list[dict[str, Any]]:
-    """Return the rows of an answer, each with a value. Raises QueryFailed."""
+def parse_rows(body: str, customer: str) -> list[dict[str, Any]]:
+    """Return the rows of an answer, each with a value, and of a customer's where it was asked for.
+
+    OpenMeter ignores parameters that it does not know, so a version without customers would
+    answer everybody's usage. Raises QueryFailed.
+    """
     try:
         rows = json.loads(body, parse_float=Decimal, parse_int=Decimal)["data"]
     except (ValueError, LookupError, TypeError, RecursionError, ArithmeticError) as error:
@@ -182,6 +222,8 @@ def parse_rows(body: str) -> list[dict[str, Any]]:
     is_list = isinstance(rows, list)
     if not is_list or not all(isinstance(row, dict) and "value" in row for row in rows):
         raise QueryFailed("OpenMeter's answer is unreadable")
+    if customer and any(row.get("customerId") != customer for row in rows):
+        raise QueryFailed("OpenMeter answered other usage than that customer's: is it too old?")
     return list(rows)
 
 

@@ -254,7 +254,7 @@ def row_of_line(line: AuditedLine, invoice: Json, source: Source) -> Row:
         item=item.id,
         price=item.price,
         meter=item.meter,
-        subject=item.subject,
+        subject=str(item.subject),
         start=asked.start,
         end=asked.end,
         billed=billed,

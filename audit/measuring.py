@@ -1,7 +1,10 @@
-"""OpenMeter's totals of many subjects: one query for up to 100 whose time is the same."""
+"""OpenMeter's totals of many subjects: one query for up to 100 whose time is the same.
+
+A customer of OpenMeter's is asked for alone: one that it does not know fails the whole query.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Executor
 from decimal import Decimal
 from itertools import islice
@@ -10,14 +13,14 @@ from typing import NamedTuple
 import openmeter
 
 import usage
-from usage import MAX_SUBJECTS, QueryFailed, window_start_at
+from usage import MAX_SUBJECTS, OpenMeterCustomer, QueryFailed, Whose, window_start_at
 
 
 class Wanted(NamedTuple):
-    """A subject's usage in a meter in [start, end), UTC seconds."""
+    """Usage of a subject, or of a whole customer, in a meter in [start, end), UTC seconds."""
 
     meter: str
-    subject: str
+    subject: Whose
     start: int
     end: int
 
@@ -31,14 +34,16 @@ def fetch_totals(
     """Return each total, None without rows, or why there is none."""
 
     def ask(batch: list[Wanted]) -> dict[Wanted, Found]:
-        meter, _, start, end = batch[0]
+        meter, whose, start, end = batch[0]
         times = (window_start_at(start, 1), window_start_at(end, 1))
-        subjects = [each.subject for each in batch]
+        subjects = {each.subject: each for each in batch if isinstance(each.subject, str)}
         try:
-            found = usage.totals(client, meter, subjects, *times)
+            if isinstance(whose, OpenMeterCustomer):
+                return {batch[0]: usage.total(client, meter, whose, *times)}
+            found = usage.totals(client, meter, list(subjects), *times)
         except QueryFailed as error:
             return dict.fromkeys(batch, error)
-        return {each: found.get(each.subject) for each in batch}
+        return {each: found.get(subject) for subject, each in subjects.items()}
 
     answers: dict[Wanted, Found] = {}
     for answer in pool.map(ask, batches(wanted)):
@@ -48,9 +53,10 @@ def fetch_totals(
 
 def batches(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
     """Yield what one query can ask for."""
-    alike: dict[tuple[str, int, int], dict[Wanted, None]] = defaultdict(dict)
+    alike: dict[tuple[Hashable, ...], dict[Wanted, None]] = defaultdict(dict)
     for each in wanted:
-        alike[each.meter, each.start, each.end][each] = None
+        alone = each.subject if isinstance(each.subject, OpenMeterCustomer) else None
+        alike[each.meter, each.start, each.end, alone][each] = None
     for same in alike.values():
         left = iter(same)
         while batch := list(islice(left, MAX_SUBJECTS)):

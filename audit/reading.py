@@ -37,8 +37,7 @@ from billing.items import (
     added_at,
     is_metered,
     read_item,
-    read_metadata,
-    require_expandable_id,
+    read_whose,
 )
 from billing.notes import NO_METER, metadata_text, noted_seconds, removed_items
 from billing.reports import Outcome, Services
@@ -365,7 +364,8 @@ def add_span(coverage: Coverage, item: MeteredItem, source: Source, **other: Any
 
 def counted_of(item: MeteredItem) -> Counted:
     """Return whose usage an item counts."""
-    return Counted(intern(item.meter), intern(item.subject))
+    whose = intern(item.subject) if isinstance(item.subject, str) else item.subject
+    return Counted(intern(item.meter), whose)
 
 
 def add_life_of_line(coverage: Coverage, item: MeteredItem, subscription: Subscription) -> None:
@@ -408,14 +408,8 @@ def add_lives(coverage: Coverage, subscription: Subscription, source: Source) ->
         add_trials(coverage, counted, subscription.fields, item, source)
     for removed in removed_items(subscription.fields).values():
         if removed.meter != NO_METER:
-            counted = Counted(removed.meter, read_subject(subscription.fields))
+            counted = Counted(removed.meter, read_whose(subscription.fields))
             coverage.lives[counted].append(Life(start, min(end, removed.removed_at)))
-
-
-def read_subject(subscription: Json) -> str:
-    """Return whose usage a subscription bills. Raises InvalidStripeObject."""
-    named = read_metadata(subscription, {}, "om_subject", "")
-    return named or require_expandable_id(subscription, "customer")
 
 
 def add_trials(

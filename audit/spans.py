@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
+from usage import Whose
+
 # Where the span of a running item ends: nobody knows yet.
 OPEN_END = 253_402_300_799
 
@@ -16,10 +18,10 @@ Kept = TypeVar("Kept")
 
 
 class Counted(NamedTuple):
-    """Whose usage is counted: a meter and a subject of OpenMeter's."""
+    """Whose usage is counted: a meter, and a subject or a whole customer of OpenMeter's."""
 
     meter: str
-    subject: str
+    subject: Whose
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +79,21 @@ class Overlap:
 
 @dataclass
 class Coverage:
-    """The spans, lives and changes of price that are known, by what they count."""
+    """The spans, lives and changes of price that are known, by what they count.
+
+    `owners` has the customer of OpenMeter's that a subject is of: what counts the customer counts
+    the subject, too.
+    """
 
     spans: dict[Counted, list[Span]] = field(default_factory=lambda: defaultdict(list))
     lives: dict[Counted, list[Life]] = field(default_factory=lambda: defaultdict(list))
     changes: dict[Counted, list[int]] = field(default_factory=lambda: defaultdict(list))
+    owners: dict[Counted, Counted] = field(default_factory=dict)
 
     @property
     def counted(self) -> set[Counted]:
         """Return whose usage anything counts, or counted."""
-        return self.spans.keys() | self.lives.keys()
+        return self.spans.keys() | self.lives.keys() | self.owners.keys()
 
     @property
     def meters(self) -> list[str]:
@@ -104,13 +111,30 @@ class Coverage:
             add_new(changes, self.changes[counted])
 
     def gaps(self, counted: Counted, since: int, until: int) -> list[Gap]:
-        """Return the gaps in what is counted of a subject between two seconds."""
-        spans, lives = self.spans.get(counted, []), self.lives.get(counted, [])
-        return gaps(spans, lives, self.changes.get(counted, []), since, until)
+        """Return the gaps in what is counted of a subject, or a customer, between two seconds.
+
+        Where no subscription counts a customer, each of its subjects is looked at by itself.
+        """
+        spans, lives = [*self.spans.get(counted, [])], self.lives.get(counted, [])
+        if owner := self.owners.get(counted):
+            spans += self.spans.get(owner, [])
+            spans += [known_gap(gap) for gap in self.gaps(owner, since, until)]
+        found = gaps(spans, lives, self.changes.get(counted, []), since, until)
+        of_subject = isinstance(counted.subject, str)
+        return [gap for gap in found if of_subject or gap.is_inside]
 
     def overlaps(self, counted: Counted, since: int, until: int) -> list[Overlap]:
-        """Return where a subject's usage between two seconds is billed twice."""
-        return overlaps(self.spans.get(counted, []), since, until)
+        """Return where usage of a subject, or a customer, between two seconds is billed twice.
+
+        What two items of its customer bill twice is the customer's.
+        """
+        spans = self.spans.get(counted, [])
+        if owner := self.owners.get(counted):
+            theirs = self.spans.get(owner, [])
+            among_them = overlaps(theirs, since, until)
+            found = overlaps([*spans, *theirs], since, until)
+            return [overlap for overlap in found if overlap not in among_them]
+        return overlaps(spans, since, until)
 
 
 def add_new(some: list[Kept], known: list[Kept]) -> None:
@@ -133,6 +157,11 @@ def gaps(
         edges = [start, *sorted(at for at in cuts if start < at < end), end]
         found += [gap(known, lives, changes, *edge) for edge in pairwise(edges)]
     return found
+
+
+def known_gap(gap: Gap) -> Span:
+    """Return the time of a gap as one that is not to be found again."""
+    return Span(gap.start, gap.end, "", "", "", "", "", bills=False)
 
 
 def gap(spans: list[Span], lives: list[Life], changes: list[int], start: int, end: int) -> Gap:

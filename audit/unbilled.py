@@ -16,7 +16,7 @@ from audit.rows import GAP, IDLE, NOBODY, OVERLAP, ZERO, Row, line_key, missing_
 from audit.spans import OPEN_END, Counted, Gap, Overlap
 from billing.invoices import read_currency
 from billing.stripe_api import Json, NotReported
-from usage import QueryFailed, window_start_at
+from usage import OpenMeterCustomer, QueryFailed, Whose, window_start_at
 
 # How many times are asked for at once.
 MANY = 1_000
@@ -48,10 +48,13 @@ def find_in_meter(meter: str, used: Mapping[str, Decimal], audit: Audit) -> Iter
 
     `used` has the usage of each subject that had some.
     """
-    counted = sorted(each for each in audit.coverage.counted if each.meter == meter)
-    if audit.wanted is not None:
-        counted = [each for each in counted if each in audit.of_wanted]
-    busy = [each for each in counted if each.subject in used]
+    largest = fetch_usage_of_customers(meter, audit)
+    largest.update(used.items())
+    counted = sorted(
+        (each for each in audit.coverage.counted if each.meter == meter and is_wanted(each, audit)),
+        key=lambda each: str(each.subject),
+    )
+    busy = [each for each in counted if each.subject in largest]
     yield from gap_rows(busy, audit)
     if audit.wanted is None:
         for subject in sorted(used.keys() - {each.subject for each in counted}):
@@ -59,8 +62,48 @@ def find_in_meter(meter: str, used: Mapping[str, Decimal], audit: Audit) -> Iter
                 yield nobody_row(Counted(meter, subject), used[subject], audit)
     yield from overlap_rows(busy, audit)
     for each in counted:
-        if not used.get(each.subject):
+        if largest.get(each.subject, ZERO) == 0:
             yield from idle_rows(each, audit)
+
+
+def is_wanted(counted: Counted, audit: Audit) -> bool:
+    """Say whether a wanted subscription counts a subject or customer, if not all are wanted."""
+    owner = audit.coverage.owners.get(counted)
+    return audit.wanted is None or counted in audit.of_wanted or owner in audit.of_wanted
+
+
+def fetch_usage_of_customers(meter: str, audit: Audit) -> dict[Whose, Decimal | None]:
+    """Return the largest total that a subject of each customer with usage had.
+
+    Notes whose these subjects are, as they are now. A customer of whom OpenMeter does not tell
+    that fails, and has None.
+    """
+    client = audit.sources[0].services.openmeter
+    start, end = window_start_at(audit.since, 1), window_start_at(audit.until, 1)
+    customers = [
+        (each, each.subject)
+        for each in audit.coverage.counted
+        if each.meter == meter and isinstance(each.subject, OpenMeterCustomer)
+    ]
+
+    def ask(customer: OpenMeterCustomer) -> dict[str, Decimal] | None:
+        try:
+            return usage.totals(client, meter, customer, start, end)
+        except QueryFailed as error:
+            unknown = "its subjects may stand among those that nobody counts"
+            audit.fail(str(customer), f"{error}; {unknown}")
+            return None
+
+    largest: dict[Whose, Decimal | None] = {}
+    found = audit.pool.map(ask, [customer for _, customer in customers])
+    for (counted, customer), totals in zip(customers, found, strict=True):
+        if totals is None:
+            largest[customer] = None
+            continue
+        audit.coverage.owners |= {Counted(meter, subject): counted for subject in totals}
+        if totals:
+            largest[customer] = max(totals.values(), key=abs)
+    return largest
 
 
 def gap_rows(counted: list[Counted], audit: Audit) -> Iterator[Row]:
@@ -110,7 +153,7 @@ def gap_row(counted: Counted, gap: Gap, total: Decimal) -> Row:
     row = Row(
         kind=GAP,
         meter=counted.meter,
-        subject=counted.subject,
+        subject=str(counted.subject),
         start=gap.start,
         end=gap.end,
         metered=total,
@@ -135,7 +178,7 @@ def nobody_row(counted: Counted, total: Decimal, audit: Audit) -> Row:
     return Row(
         kind=NOBODY,
         meter=counted.meter,
-        subject=counted.subject,
+        subject=str(counted.subject),
         start=audit.since,
         end=audit.until,
         metered=total,
@@ -171,7 +214,7 @@ def overlap_row(counted: Counted, overlap: Overlap, total: Decimal) -> Row:
         item=together(span.item for span in both),
         price=together(span.price for span in both),
         meter=counted.meter,
-        subject=counted.subject,
+        subject=str(counted.subject),
         start=overlap.start,
         end=overlap.end,
         metered=total,
@@ -198,7 +241,7 @@ def idle_rows(counted: Counted, audit: Audit) -> Iterator[Row]:
                 item=span.item,
                 price=span.price,
                 meter=counted.meter,
-                subject=counted.subject,
+                subject=str(counted.subject),
                 start=audit.since,
                 end=audit.until,
                 todo="runs without any usage: is its subject right?",

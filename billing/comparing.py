@@ -71,7 +71,7 @@ def compare(report: PendingReport, services: Services, *, moving: bool = False) 
         item.subscription,
         item.id,
         item.meter,
-        item.subject,
+        str(item.subject),
         f"{fields['from']} - {fields['to']}".replace(" +0000 UTC", ""),
         None if found is None else found.normalize(),
         None if held is None else held.normalize(),

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from billing.notes import noted_seconds
 from billing.stripe_api import Json
-from usage import METER, WINDOW_SECONDS, window_start_at
+from usage import METER, ULID, WINDOW_SECONDS, OpenMeterCustomer, Whose, window_start_at
 
 MINUTE, HOUR = 60, 3_600
 LATEST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last one that a datetime holds
@@ -29,17 +29,18 @@ class InvalidStripeObject(ValueError):
 class MeteredItem:
     """A subscription item to report, with one billing period [start, end) in UTC seconds.
 
-    From `counted_from` on Stripe bills this price on this item: its period's start, or the second
-    in it at which the item was added or got this price. `unrounded` has the boundaries that are
-    not rounded down. `billing_meter` is the one behind the price, or None where usage records are
-    billed.
+    `customer` is Stripe's, `subject` whose usage counts: a subject's, or that of a whole customer
+    of OpenMeter's. From `counted_from` on Stripe bills this price on this item: its period's
+    start, or the second in it at which the item was added or got this price. `unrounded` has the
+    boundaries that are not rounded down. `billing_meter` is the one behind the price, or None
+    where usage records are billed.
     """
 
     id: str
     subscription: str
     price: str
     customer: str
-    subject: str
+    subject: Whose
     meter: str
     billing_meter: str | None
     window: int
@@ -89,13 +90,12 @@ def read_item(
         return None
     window = read_window(item, price, path, window_size)
     start, end = period or read_period(item, subscription, path)
-    customer = require_expandable_id(subscription, "customer")
     return MeteredItem(
         id=require_id(item, "id", path),
         subscription=require_id(subscription, "id", ""),
         price=require_id(price, "id", f"{path}.price"),
-        customer=customer,
-        subject=read_metadata(subscription, {}, "om_subject", "") or customer,
+        customer=require_expandable_id(subscription, "customer"),
+        subject=read_whose(subscription),
         meter=meter,
         billing_meter=read_billing_meter(price["recurring"], path),
         window=window,
@@ -104,6 +104,24 @@ def read_item(
         counted_from=counting_start(item, subscription, start, end),
         unrounded=unrounded_boundaries(item, subscription, start),
     )
+
+
+def read_whose(subscription: Json) -> Whose:
+    """Return whose usage a subscription bills: a subject's, or a whole OpenMeter customer's.
+
+    It is Stripe's customer unless the metadata name another one. Raises InvalidStripeObject.
+    """
+    subject = read_metadata(subscription, {}, "om_subject", "")
+    owner = read_metadata(subscription, {}, "om_customer", "")
+    if owner is None:
+        return subject or require_expandable_id(subscription, "customer")
+    if subject is not None:
+        raise InvalidStripeObject("metadata.om_customer stands beside om_subject: take one away")
+    if not ULID.fullmatch(owner):
+        raise InvalidStripeObject(
+            f"metadata.om_customer is no id of an OpenMeter customer, which is a ULID: {owner!r}"
+        )
+    return OpenMeterCustomer(owner)
 
 
 def read_meter(item: Json, price: Json, path: str) -> str | None:

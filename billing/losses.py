@@ -10,7 +10,7 @@ from billing.invoices import InvoicedPeriod, plain
 from billing.items import MeteredItem, period_name, utc_text
 from billing.reports import Outcome, Services, measure
 from billing.stripe_api import Json
-from usage import WINDOW_SECONDS
+from usage import WINDOW_SECONDS, whose_text
 
 # What becomes of the usage of an item that a change ended
 # (docs.stripe.com/billing/subscriptions/usage-based/manage-billing).
@@ -84,7 +84,7 @@ def warn_of_changed_metadata(
 def what_counts(item: MeteredItem) -> str:
     """Say what an item counts."""
     window = next(name for name, seconds in WINDOW_SECONDS.items() if seconds == item.window)
-    return f"meter {item.meter}, subject {item.subject!r}, window {window}"
+    return f"meter {item.meter}, {whose_text(item.subject)}, window {window}"
 
 
 def warn_of_meter_taken_away(item: MeteredItem, metered: Decimal, outcome: Outcome) -> None:

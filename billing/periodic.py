@@ -75,7 +75,7 @@ class Run:
     counts: Counter[str] = field(default_factory=Counter)
     compared: Compared = field(default_factory=Compared)
     owners: dict[tuple[str, str], MeteredItem] = field(default_factory=dict)
-    counting: dict[tuple[str, str], list[MeteredItem]] = field(default_factory=dict)
+    counting: dict[tuple[str, usage.Whose], list[MeteredItem]] = field(default_factory=dict)
     meters_in_use: dict[str, bool] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
     meters_lock: Lock = field(default_factory=Lock)

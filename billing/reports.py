@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -71,7 +71,7 @@ class Services:
     trust_no_rows: Callable[["PendingReport"], bool] = lambda _: True
     turns: Turns = field(default_factory=Turns)
     noted: dict[tuple[str, ...], float] = field(default_factory=dict)
-    idle: OrderedDict[tuple[str, ...], None] = field(default_factory=OrderedDict)
+    idle: OrderedDict[tuple[Hashable, ...], None] = field(default_factory=OrderedDict)
     expects_idle: bool = False
     queried: LastQuery = field(default_factory=LastQuery)
     grace_seconds: int = 0
@@ -248,7 +248,7 @@ def item_fields(item: MeteredItem) -> dict[str, str]:
         "subscription": item.subscription,
         "customer": item.customer,
         "meter": item.meter,
-        "subject": item.subject,
+        "subject": str(item.subject),
         "period": f"{item.window_start.isoformat()}/{item.window_end.isoformat()}",
         "way": "meter event" if item.billing_meter else "usage record",
     }
@@ -350,7 +350,8 @@ def warn_of_total(
     """Warn of a total that is missing, or below zero."""
     item, found = report.item, total.found
     if found is None and report.writes:
-        reason = f"OpenMeter has no rows for meter {item.meter} and subject {item.subject!r}"
+        whose = usage.whose_text(item.subject)
+        reason = f"OpenMeter has no rows for meter {item.meter} and {whose}"
         level = logging.INFO if services.knows_as_idle(item) else logging.WARNING
         outcome.warn(item.id, f"{reason}: no usage, or a wrong subject", "no rows", level=level)
     if found is not None and found < 0:

@@ -16,6 +16,7 @@ from billing.items import (
 )
 from billing.reports import Outcome, Services
 from billing.stripe_api import Json, ReportFailed
+from usage import Whose, whose_text
 
 # Those whose running usage Stripe will invoice (docs.stripe.com/api/subscriptions/object, status).
 OVER = ("canceled", "incomplete_expired")
@@ -167,11 +168,11 @@ def counted(item: MeteredItem) -> tuple[Hashable, ...]:
 
 def warn_of_double_billing(items: list[MeteredItem], outcome: Outcome) -> None:
     """Warn of items that bill the same usage."""
-    alike: dict[tuple[str, str], list[MeteredItem]] = defaultdict(list)
+    alike: dict[tuple[str, Whose], list[MeteredItem]] = defaultdict(list)
     for item in items:
         alike[item.meter, item.subject].append(item)
-    for (meter, subject), same in alike.items():
+    for (meter, whose), same in alike.items():
         if overlap(same):
             names = " and ".join(item.id for item in same)
-            reason = f"bill the same usage, of meter {meter} and subject {subject!r}"
+            reason = f"bill the same usage, of meter {meter} and {whose_text(whose)}"
             outcome.warn(names, f"{reason}: each of them puts it on an invoice", "billed twice")

@@ -246,6 +246,12 @@ class OpenMeter(StandIn):
             fields["valueProperty"] = "$.duration"
         make_meter(self.url, {"slug": slug, **fields})
 
+    def customer(self, *subjects: str, **fields: str) -> str:
+        """Create a customer that owns some subjects; return its ULID."""
+        body = {"name": "Epsilon", "usageAttribution": {"subjectKeys": subjects}, **fields}
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        return str(call("POST", f"{self.url}/api/v1/customers", body, token)["id"])
+
     def use(
         self,
         subject: str,

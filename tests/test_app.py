@@ -188,6 +188,59 @@ def test_an_expanded_customer_and_a_named_subject(service: Service) -> None:
     assert service.deliver(named).json["reported"][0]["quantity"] == 6
 
 
+def test_a_whole_customer_of_openmeters_is_counted_with_all_its_subjects(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    owner = service.openmeter.customer("team a", "team b")
+    service.openmeter.use("team a", 6)
+    service.openmeter.use("team b", 0.5, 7)
+    service.openmeter.use(owner, 100)
+    subscription = service.stripe.subscription()
+    service.forget()
+    answer = service.deliver({**subscription, "metadata": {"om_customer": owner}})
+    assert (answer.status_code, answer.json["warnings"]) == (200, [])
+    assert [entry["total_usage"] for entry in answer.json["reported"]] == ["13.500000"]
+    query = service.called()[0]
+    assert query["query"].split("&")[0] == f"filterCustomerId={owner}"
+    (line,) = [record for record in caplog.records if hasattr(record, "way")]
+    assert (line.subject, line.customer) == (f"om_customer {owner}", subscription["customer"])  # type: ignore[attr-defined]
+    by_subject = service.deliver({**subscription, "metadata": {"om_subject": owner}})
+    assert by_subject.json["reported"][0]["quantity"] == 100
+
+
+def test_a_customer_that_openmeter_does_not_know_fails_and_writes_nothing(service: Service) -> None:
+    unknown = "01G65Z755AFWAKHE12NY0CQ9FH"
+    subscription = {**service.stripe.subscription(), "metadata": {"om_customer": unknown}}
+    answer = service.deliver(subscription)
+    assert answer.status_code == 500
+    (failed,) = answer.json["failed"]
+    assert failed["error"] == (
+        f"meter m1: OpenMeter answered 404, no such customer: customer with id {unknown} not found"
+    )
+    assert service.stripe.usage() == [0]
+
+
+def test_an_openmeter_that_knows_no_customers_bills_nobody_everybodys_usage(
+    service: Service,
+) -> None:
+    owner = service.openmeter.customer("team a")
+    everybodys: dict[str, Any] = {"data": [{"value": 10, "subject": None, "groupBy": {}}]}
+    service.openmeter.fault(path="/query", method="GET", status=200, body=everybodys)
+    answer = service.deliver({**service.stripe.subscription(), "metadata": {"om_customer": owner}})
+    assert answer.status_code == 500
+    assert "other usage than that customer's" in answer.json["failed"][0]["error"]
+    assert service.stripe.usage() == [0]
+
+
+def test_a_customer_without_usage_is_zero_with_a_warning_that_names_it(service: Service) -> None:
+    owner = service.openmeter.customer("team a")
+    answer = service.deliver({**service.stripe.subscription(), "metadata": {"om_customer": owner}})
+    assert answer.json["reported"][0]["quantity"] == 0
+    said = f"OpenMeter has no rows for meter m1 and om_customer {owner}: no usage"
+    assert answer.json["warnings"][0]["warning"].startswith(said)
+
+
 @pytest.mark.parametrize(
     ("window", "bounds"),
     [
@@ -484,6 +537,13 @@ def changed(event: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("data.object.customer", 7, "customer"),
         ("data.object.metadata", {"om_subject": 7}, "metadata.om_subject"),
         ("data.object.metadata", {"om_subject": "\ud800"}, "metadata.om_subject"),
+        ("data.object.metadata", {"om_customer": "cus_1"}, "metadata.om_customer is no id"),
+        ("data.object.metadata", {"om_customer": ["x"]}, "metadata.om_customer is no text"),
+        (
+            "data.object.metadata",
+            {"om_customer": "01G65Z755AFWAKHE12NY0CQ9FH", "om_subject": "x"},
+            "metadata.om_customer stands beside om_subject",
+        ),
         ("data.object.metadata", ["x"], "metadata is no object"),
         ("data.object.current_period_start", ..., "current_period_start"),
         ("data.object.current_period_start", "1686147630", "current_period_start"),

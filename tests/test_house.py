@@ -106,6 +106,7 @@ ARROWS = {
         "billing.items",
         "billing.reports",
         "billing.stripe_api",
+        "usage",
     },
     "billing.closings": {
         "billing.changes",
@@ -198,7 +199,9 @@ ARROWS = {
         "billing.stripe_api",
         "service.transport",
     },
-    "audit.spans": set(),
+    "audit.spans": {
+        "usage",
+    },
     "audit.pricing": {
         "billing.invoices",
         "billing.stripe_api",

@@ -230,6 +230,55 @@ def test_totals_that_cannot_be_told_name_the_meter(
         usage.totals(answering(mocker, body), "m1", ["a"], START, END)
 
 
+ULID = "01G65Z755AFWAKHE12NY0CQ9FH"
+CUSTOMER = usage.OpenMeterCustomer(ULID)
+
+
+def test_a_customer_is_asked_for_by_its_ulid_and_without_a_subject(mocker: MockerFixture) -> None:
+    client = answering(mocker, f'{{"data": [{{"value": 12.5, "customerId": "{ULID}"}}]}}')
+    assert usage.total(client, "m1", CUSTOMER, START, END) == Decimal("12.5")
+    (request,) = client.send_request.call_args.args  # type: ignore[attr-defined]
+    assert (request.method, request.url) == (
+        "GET",
+        f"/api/v1/meters/m1/query?filterCustomerId={ULID}"
+        "&from=2023-06-07T14%3A00%3A00Z&to=2023-07-07T14%3A00%3A00Z",
+    )
+    assert usage.total(answering(mocker, '{"data": []}'), "m1", CUSTOMER, START, END) is None
+    assert usage.total(client, "m1", CUSTOMER, END, END) == 0
+
+
+def test_a_customers_subjects_are_asked_for_in_one_query(mocker: MockerFixture) -> None:
+    rows = [f'{{"subject": "{name}", "value": 3, "customerId": "{ULID}"}}' for name in "ab"]
+    client = answering(mocker, f'{{"data": [{", ".join(rows)}]}}')
+    assert usage.totals(client, "m1", CUSTOMER, START, END) == {"a": 3, "b": 3}
+    (request,) = client.send_request.call_args.args  # type: ignore[attr-defined]
+    assert json.loads(request.content) == {
+        "from": "2023-06-07T14:00:00Z",
+        "to": "2023-07-07T14:00:00Z",
+        "groupBy": ["subject"],
+        "filterCustomerId": [ULID],
+    }
+
+
+@pytest.mark.parametrize(
+    "row", ['"customerId": null', '"customerId": "01G65Z755AFWAKHE12NY0CQ9FJ"', '"groupBy": {}']
+)
+def test_usage_that_is_not_known_to_be_the_customers_is_none_of_its_total(
+    mocker: MockerFixture, row: str
+) -> None:
+    client = answering(mocker, f'{{"data": [{{"subject": "a", "value": 7, {row}}}]}}')
+    for ask in (usage.total, usage.totals):
+        with pytest.raises(usage.QueryFailed, match="meter m1: .*other usage than that customer's"):
+            ask(client, "m1", CUSTOMER, START, END)
+    assert usage.total(client, "m1", ULID, START, END) == 7
+
+
+def test_a_customer_is_no_subject_of_the_same_text() -> None:
+    assert len({CUSTOMER, ULID, usage.OpenMeterCustomer(ULID)}) == 2
+    assert usage.whose_text(CUSTOMER) == f"om_customer {ULID}"
+    assert usage.whose_text("cus_1") == "subject 'cus_1'"
+
+
 def test_a_text_of_somebody_elses_is_one_printable_line() -> None:
     assert usage.one_line("no\n such\x1b[2J\x00 meter\u2028\u202e") == "no such [2J meter"
     assert len(usage.one_line("x" * 2_000)) == 300
@@ -247,6 +296,12 @@ NO_PATH = "404, no such path: OPENMETER_URL leads to something else, or has a pa
         (400, PROBLEM, "of tok_1", "400: of tok_1$"),
         (404, PROBLEM, "meter not found: m1", "404, no such meter: meter not found: m1$"),
         (404, PROBLEM, "Not Found", NO_PATH),
+        (
+            404,
+            PROBLEM,
+            f"customer with id {ULID} not found",
+            f"404, no such customer: .*{ULID} not",
+        ),
         (404, "application/json", "no /api/v1/meters/m1/query", NO_PATH),
     ],
 )
@@ -258,4 +313,4 @@ def test_an_answer_that_is_none_is_told_apart_and_without_what_it_says_of_the_to
     response.status_code, response.content_type = status, kind
     response.text.return_value = json.dumps({"detail": detail})
     with pytest.raises(usage.QueryFailed, match=f"OpenMeter answered {said}"):
-        usage.total(client, "m1", "cus_123", START, END)
+        usage.total(client, "m1", CUSTOMER, START, END)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.spans import OPEN_END, Counted, Coverage, Life, Span, gaps, overlaps
+from usage import OpenMeterCustomer
 
 ONE = Span(0, 0, "", "cus_1", "sub_1", "si_1", "price_A", "in_1")
 WHOLE = [Life(0, OPEN_END)]
@@ -121,3 +122,58 @@ def test_coverage_takes_over_what_another_has_and_a_trial_once() -> None:
     mine.add(Coverage(lives=other.lives))
     assert mine.lives[counted] == [Life(0, 20)]
     assert mine.meters == ["m1"]
+
+
+OWNER = Counted("m1", OpenMeterCustomer("01G65Z755AFWAKHE12NY0CQ9FH"))
+SUBJECT = Counted("m1", "a")
+
+
+def owning(theirs: list[Span], own: list[Span], *lives: Life) -> Coverage:
+    """Return what is known of a customer with lives and spans, and of one of its subjects."""
+    coverage = Coverage()
+    coverage.spans |= {OWNER: theirs, SUBJECT: own}
+    coverage.lives |= {OWNER: list(lives), SUBJECT: [Life(0, 20)]}
+    coverage.owners[SUBJECT] = OWNER
+    return coverage
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "gaps_of_owner", "gaps_of_subject"),
+    [
+        ([(20, 100)], [(0, 20)], [], []),
+        ([(20, 100)], [(0, 10)], [], [(10, 20)]),
+        ([(20, 50), (60, 100)], [(0, 20)], [(50, 60)], []),
+        ([], [], [(20, 90)], [(10, 20)]),
+        ([(20, OPEN_END)], [(0, OPEN_END)], [], []),
+    ],
+)
+def test_what_counts_a_customer_counts_its_subject_and_what_it_leaves_is_one_gap(
+    theirs: list[tuple[int, int]],
+    own: list[tuple[int, int]],
+    gaps_of_owner: list[tuple[int, int]],
+    gaps_of_subject: list[tuple[int, int]],
+) -> None:
+    coverage = owning(spans(*theirs), spans(*own), Life(20, OPEN_END))
+    for counted, expected in ((OWNER, gaps_of_owner), (SUBJECT, gaps_of_subject)):
+        found = coverage.gaps(counted, 10, 90)
+        assert [(gap.start, gap.end) for gap in found] == expected
+        assert all(gap.is_inside for gap in found)
+
+
+def test_a_subject_that_nothing_but_its_customer_counts_is_one_that_is_counted() -> None:
+    coverage = Coverage()
+    coverage.owners[SUBJECT] = OWNER
+    assert coverage.counted == {SUBJECT}
+    assert coverage.meters == ["m1"]
+
+
+def test_a_subject_is_billed_twice_beside_its_customer_and_its_customer_by_two_items() -> None:
+    first, second = spans((0, 50), (40, 100))
+    own = replace(ONE, start=45, end=60, item="si_2")
+    coverage = owning([first, second], [own])
+    found = [(one.start, one.end, one.first, one.second) for one in coverage.overlaps(OWNER, 0, 90)]
+    assert found == [(40, 50, first, second)]
+    found = [
+        (one.start, one.end, one.first, one.second) for one in coverage.overlaps(SUBJECT, 0, 90)
+    ]
+    assert found == [(45, 50, first, own), (45, 60, second, own)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import usage
-from billing.items import MeteredItem, read_item
+from billing.items import InvalidStripeObject, MeteredItem, read_item
 
 ITEM = MeteredItem(
     id="si_1",
@@ -103,6 +103,48 @@ def test_the_subject_is_the_customer_unless_the_subscription_names_one(customer:
     named = planned(entry(), customer=customer, metadata={"om_subject": "a&b=c d"})
     assert named == replace(ITEM, subject="a&b=c d")
     assert planned(entry(), customer=customer, metadata={"om_subject": ""}) == ITEM
+
+
+ULID = "01G65Z755AFWAKHE12NY0CQ9FH"
+OWNER = usage.OpenMeterCustomer(ULID)
+
+
+def test_a_whole_customer_of_openmeters_counts_where_the_subscription_names_one() -> None:
+    for metadata in ({"om_customer": ULID}, {"om_customer": ULID, "om_subject": ""}):
+        assert planned(entry(), metadata=metadata) == replace(ITEM, subject=OWNER)
+    assert planned(entry(), metadata={"om_customer": ""}) == ITEM
+    assert planned(entry(), metadata={"om_subject": ULID}) == replace(ITEM, subject=ULID)
+    on_item = {"om_meter_id": "m1", "om_customer": ULID}
+    assert planned(entry(metadata=on_item)) == ITEM
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"om_customer": ULID, "om_subject": "a"}, "stands beside om_subject: take one away"),
+        ({"om_customer": "wrong", "om_subject": "a"}, "stands beside om_subject"),
+        ({"om_customer": "cus_123"}, "no id of an OpenMeter customer, which is a ULID: 'cus_123'"),
+        ({"om_customer": ULID[:-1]}, "no id of an OpenMeter customer"),
+        ({"om_customer": f"{ULID}0"}, "no id of an OpenMeter customer"),
+        ({"om_customer": f"8{ULID[1:]}"}, "no id of an OpenMeter customer"),
+        ({"om_customer": f"{ULID[:-1]}U"}, "no id of an OpenMeter customer"),
+        ({"om_customer": f"{ULID}\n"}, "no id of an OpenMeter customer"),
+        ({"om_customer": f" {ULID}"}, "no id of an OpenMeter customer"),
+        ({"om_customer": 7}, "metadata.om_customer is no text"),
+    ],
+)
+def test_an_om_customer_that_names_nobody_for_sure_is_refused(
+    metadata: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InvalidStripeObject, match=reason):
+        planned(entry(), metadata=metadata)
+
+
+def test_a_whole_customer_is_not_counted_as_a_subject_of_the_same_text() -> None:
+    whole, subject = replace(ITEM, subject=OWNER), replace(ITEM, subject=ULID)
+    assert whole.counts_as(replace(whole, id="si_2"))
+    assert not whole.counts_as(subject)
+    assert whole != subject
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import openmeter
 import pytest
 from pytest_mock import MockerFixture
 
-from billing.reports import LastQuery, Services, measure, report_fields
+from billing.reports import LastQuery, Outcome, Services, measure, report_fields
 from billing.stripe_api import ReportFailed
-from tests.billing.test_items import ITEM
+from billing.subscriptions import fail_items_that_overwrite, warn_of_double_billing
+from tests.billing.test_items import ITEM, OWNER, ULID
 
 
 @pytest.fixture
@@ -49,3 +50,34 @@ def test_the_log_line_is_that_of_the_go_example() -> None:
     )
     assert ", ".join(f"{name}: {value}" for name, value in fields.items()) == line
     assert datetime(2023, 6, 7, 14, tzinfo=UTC) == ITEM.window_start
+
+
+WHOLE, NAMESAKE = replace(ITEM, subject=OWNER), replace(ITEM, id="si_2", subject=ULID)
+
+
+def test_a_whole_customer_is_remembered_as_idle_apart_from_a_subject_of_its_text(
+    mocker: MockerFixture,
+) -> None:
+    stripe = mocker.Mock(key_of=lambda item: ("", item))
+    services = Services(mocker.Mock(), stripe, "HOUR", mocker.Mock(), is_live=False)
+    namesake = replace(NAMESAKE, id=WHOLE.id)
+    assert [services.knows_as_idle(item) for item in (WHOLE, namesake)] == [False, False]
+    assert [services.knows_as_idle(item) for item in (WHOLE, namesake)] == [True, True]
+
+
+def test_two_items_of_one_customer_are_billed_twice_and_one_of_a_namesake_is_not() -> None:
+    outcome = Outcome()
+    warn_of_double_billing([WHOLE, NAMESAKE], outcome)
+    assert outcome.warnings == []
+    warn_of_double_billing([WHOLE, NAMESAKE, replace(WHOLE, id="si_3")], outcome)
+    (said,) = outcome.warnings
+    assert said["item"] == "si_1 and si_3"
+    assert f"of meter m1 and om_customer {ULID}:" in said["warning"]
+
+
+def test_a_customer_and_a_namesake_would_overwrite_each_other_on_a_billing_meter() -> None:
+    whole, namesake = (replace(item, billing_meter="mtr_1") for item in (WHOLE, NAMESAKE))
+    same, outcome = replace(whole, id="si_3"), Outcome()
+    assert fail_items_that_overwrite([whole, same], outcome) == [whole, same]
+    assert fail_items_that_overwrite([whole, namesake], outcome) == []
+    assert [entry["item"] for entry in outcome.failed] == ["si_1 and si_2"]

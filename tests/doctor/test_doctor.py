@@ -200,6 +200,10 @@ def wrong_subject(service: Service) -> None:
     use(service.openmeter, "customer-7")
 
 
+def unknown_customer(service: Service) -> None:
+    service.stripe.seed(METERED, **{"metadata[om_customer]": "01G65Z755AFWAKHE12NY0CQ9FH"})
+
+
 NONE_COMES = "make an endpoint to an address that ends in /webhook for customer.subscription.up"
 BROKEN: dict[str, tuple[Callable[[Service], None], str]] = {
     "OpenMeter down": (no_openmeter, r"openmeter: OpenMeter answered 503$"),
@@ -235,6 +239,10 @@ BROKEN: dict[str, tuple[Callable[[Service], None], str]] = {
         wrong_subject,
         "meter: no running item bills m1's usage of 1 subjects, such as customer-7: is a subject",
     ),
+    "om_customer": (
+        unknown_customer,
+        r"meter: meter m1: OpenMeter answered 404, no such customer: .* \(named by sub_\d+\)$",
+    ),
 }  # fmt: skip
 
 
@@ -246,6 +254,24 @@ def test_what_is_broken_has_its_line(set_up: Callable[..., Service], name: str) 
     found = to_do(service)
     assert [line for line in found if re.match(said, line)], found
     assert not any(secret in "".join(found) for secret in (KEY, SECRET))
+
+
+def test_the_subjects_of_a_customer_are_billed_by_who_names_it(
+    set_up: Callable[..., Service], mocker: MockerFixture
+) -> None:
+    service = set_up()
+    owner = service.openmeter.customer("team a", "team b")
+    for subject in ("team a", "team b", owner):
+        use(service.openmeter, subject)
+    service.stripe.seed(METERED, **{"metadata[om_customer]": owner})
+    (found,) = to_do(service)
+    assert f"m1's usage of 1 subjects, such as {owner}: is a subject wrong" in found
+    service.stripe.seed(METERED, **{"metadata[om_subject]": owner})
+    assert doctor(service)[0] == 0
+    mocker.patch("doctor.meters.MOST_CUSTOMERS", 0)
+    status, lines = doctor(service)
+    assert status == 0
+    assert any("4 subjects in 7 days; who bills them, flask audit tells" in line for line in lines)
 
 
 def test_who_is_not_there_is_told_with_the_address(set_up: Callable[..., Service]) -> None:

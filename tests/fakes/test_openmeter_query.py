@@ -24,11 +24,6 @@ def post(openmeter: OpenMeter, slug: str = "m1", **body: Any) -> list[dict[str, 
     return rows
 
 
-def customer(openmeter: OpenMeter, *subjects: str) -> str:
-    body = {"name": "Epsilon", "usageAttribution": {"subjectKeys": subjects}}
-    return str(call("POST", f"{openmeter.url}/api/v1/customers", body)["id"])
-
-
 def values(rows: list[dict[str, Any]], name: str = "subject") -> dict[str, float]:
     """Return the values by subject; no subject has two rows."""
     found = {row[name]: row["value"] for row in rows}
@@ -179,8 +174,8 @@ def test_rows_come_in_no_fixed_order(openmeter_fake: OpenMeter) -> None:
 def test_a_customer_has_one_row_over_all_its_subjects(openmeter_fake: OpenMeter) -> None:
     for n, subject in enumerate(["c1", "c2", "c3", "c4"]):
         openmeter_fake.use(subject, 10**n, time=NOON)
-    first, second = customer(openmeter_fake, "c1", "c2"), customer(openmeter_fake, "c3", "c9")
-    idle = customer(openmeter_fake, "c10")
+    first, second = openmeter_fake.customer("c1", "c2"), openmeter_fake.customer("c3", "c9")
+    idle = openmeter_fake.customer("c10")
     for ask in (query, post):
         (row,) = ask(openmeter_fake, filterCustomerId=[first])
         assert row == {

@@ -1,12 +1,20 @@
 """What becomes of usage when a price changes in mid-period, or another item takes over."""
 
-from collections.abc import Callable
 from functools import partial
 
 from billing.clock import HOUR
 from billing.stripe_api import Json, fetch_object
 from probe.questions import Answer, NotFoundOut, Question
-from probe.sandbox import MARK, Meter, Sandbox, daily_price, make_meter, make_price, post_object
+from probe.sandbox import (
+    MARK,
+    Experiment,
+    Meter,
+    Sandbox,
+    daily_price,
+    make_meter,
+    make_price,
+    post_object,
+)
 from probe.scene import MINUTE, Line, Scene, begin, only, plain
 
 # How long after a period's start something changes in it.
@@ -224,9 +232,8 @@ def switch_lines(mode: str, sandbox: Sandbox) -> Answer:
     return Answer(key, f"it bills {plain(only(closing).quantity)} of 5")
 
 
-Experiment = tuple[Question, Callable[[Sandbox], Answer]]
 MODES = {"classic": "an invoice of its own", "flexible": "the renewal's"}
-EXPERIMENTS: tuple[Experiment, ...] = (
+EXPERIMENTS: tuple[tuple[Question, Experiment], ...] = (
     *((changed_draft_question(mode), partial(changed_draft, mode)) for mode in MODES),
     (FORMER_CLASSIC, former_classic),
     (FORMER_FLEXIBLE, former_flexible),

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from billing.stripe_api import NotReported, StripeConnection
 from billing.tables import many
 from billing.ways import USAGE_RECORD_VERSION
 from probe import changes, endings, meter_events, records, telling
-from probe.questions import Answer, Finding, NotFoundOut, Question, settle_on, without_ids
-from probe.sandbox import Sandbox, remove_all
+from probe.questions import Finding, NotFoundOut, Question, settle_on, without_ids
+from probe.sandbox import Experiment, Sandbox, remove_all
 from probe.table import UNKNOWN, rows, summary
 from service.clients import create_stripe_client
 from service.rates import Rates
@@ -32,7 +32,7 @@ MINUTES_EACH = 2
 PATIENCE = 600
 # What reading an answer of another shape than Stripe's can raise.
 ODD_ANSWER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-EXPERIMENTS: dict[str, tuple[Question, Callable[[Sandbox], Answer]]] = {
+EXPERIMENTS: dict[str, tuple[Question, Experiment]] = {
     question.name: (question, experiment)
     for room in (meter_events, changes, endings, records, telling)
     for question, experiment in room.EXPERIMENTS
@@ -107,7 +107,8 @@ def connect() -> StripeConnection:
         sys.exit(FAILED)
     if not TEST_KEY.fullmatch(settings["STRIPE_KEY"]):
         sys.exit("STRIPE_KEY is no test key (sk_test_..., rk_test_...): the probe takes no other.")
-    client, rates = create_stripe_client(settings), Rates(settings["STRIPE_RATE_SHARE"])
+    client = create_stripe_client(settings)
+    rates = Rates(settings["STRIPE_RATE_SHARE"], is_command=True)
     return StripeConnection(
         client, settings["USAGE_ROUNDING"], busy_seconds=BUSY_SECONDS, rates=rates
     )
@@ -124,7 +125,7 @@ def ask_all(account: StripeConnection, names: list[str], patience: float) -> Ite
         yield finding
 
 
-def ask(sandbox: Sandbox, question: Question, experiment: Callable[[Sandbox], Answer]) -> Finding:
+def ask(sandbox: Sandbox, question: Question, experiment: Experiment) -> Finding:
     """Return what comes of a question: an answer only if there is no doubt about it."""
     began, key, seen = time.monotonic(), None, ""
     try:

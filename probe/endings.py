@@ -1,16 +1,18 @@
 """What bills the usage of a period that ends otherwise: a reset, a cancellation, a trial."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from billing.clock import HOUR
 from billing.stripe_api import call
 from probe.questions import Answer, NotFoundOut, Question
-from probe.sandbox import Meter, Sandbox, make_meter, make_price
+from probe.sandbox import Experiment, Meter, Sandbox, make_meter, make_price
 from probe.scene import MINUTE, Line, Scene, begin, only, plain
 
 AT = 6 * HOUR
+# How many units are used before that.
+USED = 5
 # A version in which the anchor is a word: it is an object since 2026-09-30.endive, which is younger
 # than what judges our requests.
 RESET_VERSION = "2026-08-26.dahlia"
@@ -94,12 +96,12 @@ TRIAL = Question(
 
 
 def metered(sandbox: Sandbox, about: str, mode: str, **form: Any) -> tuple[Scene, Meter, str]:
-    """Begin a subscription to a metered price, and report 5 units before its sixth hour."""
+    """Begin a subscription to a metered price, and report usage before its sixth hour."""
     scene, meter = begin(sandbox, about), make_meter(sandbox)
     price = make_price(sandbox, meter)
     scene.subscribe(mode, price, **{name: at + scene.start for name, at in form.items()})
     scene.advance(scene.start + AT - HOUR)
-    scene.report(meter, "5", scene.now - HOUR + 30)
+    scene.report(meter, str(USED), scene.now - HOUR + 30)
     return scene, meter, price
 
 
@@ -108,7 +110,7 @@ def status_of(found: list[Line], missing: str) -> Answer:
     if not found:
         return Answer(missing, "no line bills the 5 that were reported")
     line = only(found)
-    if line.quantity != int("5"):
+    if line.quantity != USED:
         raise NotFoundOut(f"the line bills {plain(line.quantity)} of 5")
     status = "draft" if line.status == "draft" else "final"
     return Answer(status, f"its invoice is {line.status}, and bills 5 of 5")
@@ -185,8 +187,7 @@ def trial(sandbox: Sandbox) -> Answer:
     return Answer(key, f"reported 5 in the trial: billed {billed or 'nothing'}")
 
 
-Experiment = tuple[Question, Callable[[Sandbox], Answer]]
-EXPERIMENTS: tuple[Experiment, ...] = (
+EXPERIMENTS: tuple[tuple[Question, Experiment], ...] = (
     *((reset_question(mode), partial(reset, mode)) for mode in ("classic", "flexible")),
     (PLAIN_RESET, plain_reset),
     (CANCEL_LATER, cancel_later),

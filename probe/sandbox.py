@@ -16,7 +16,7 @@ from billing.stripe_api import (
     has_id,
     iter_pages,
 )
-from probe.questions import NotFoundOut
+from probe.questions import Answer, NotFoundOut
 
 # What all names, event names and metadata of ours begin with.
 MARK = "om_probe"
@@ -25,13 +25,20 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A connection to a sandbox, this run's name in it, and how many seconds it waits at most."""
+    """A connection to a sandbox, this run's name in it, and how many seconds it waits at most.
+
+    `made` has the ids of what all experiments share: a product, and a Billing Meter for marks.
+    """
 
     account: StripeConnection
     run: str
     patience: float
     made: dict[str, str] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
+
+
+# What answers a question.
+Experiment = Callable[[Sandbox], Answer]
 
 
 @dataclass(frozen=True)

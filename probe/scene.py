@@ -4,6 +4,7 @@ A test clock begins DAYS_AGO in the past, at a full hour, and periods are a day 
 is reported lies in the past of the test clock and of the machine, whichever Stripe goes by.
 """
 
+import time
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -103,7 +104,10 @@ class Scene:
         return wait_until(is_counted, self.sandbox.patience, what)
 
     def settle(self) -> None:
-        """Wait until what was sent is counted: until a mark is, that is sent after it."""
+        """Wait until what was sent is counted: until a mark is, that is sent after it.
+
+        And as long again, for nothing says that Stripe counts in the order of what it is sent.
+        """
         if "marker" not in self.sandbox.made:
             marker = make_meter(self.sandbox, "count")
             self.sandbox.made.update(marker=marker.id, mark=marker.event_name)
@@ -115,7 +119,8 @@ class Scene:
         def is_counted() -> bool:
             return self.summary(marker, self.start - HOUR, until) == self.marks
 
-        wait_until(is_counted, self.sandbox.patience, "the summary did not show a mark")
+        what = "the summary did not show a mark"
+        time.sleep(wait_until(is_counted, self.sandbox.patience, what))
 
     def summary(self, meter: Meter, start: int, end: int) -> Decimal:
         """Return what a Billing Meter has counted between two full minutes."""

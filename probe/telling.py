@@ -1,12 +1,19 @@
 """When an event is seen, by which time it is judged, and what the list of events tells."""
 
-from collections.abc import Callable
-
 from billing.clock import HOUR
 from billing.stripe_api import NotReported, call
 from probe.questions import Answer, NotFoundOut, Question
 from probe.records import is_refused
-from probe.sandbox import Meter, Sandbox, listed, make_meter, make_price, post_object, wait_until
+from probe.sandbox import (
+    Experiment,
+    Meter,
+    Sandbox,
+    listed,
+    make_meter,
+    make_price,
+    post_object,
+    wait_until,
+)
 from probe.scene import MINUTE, Scene, begin, plain
 
 # What is counted by then is counted before anybody looks.
@@ -77,7 +84,7 @@ def lag(sandbox: Sandbox) -> Answer:
     def is_previewed() -> bool:
         path = "/v1/invoices/create_preview"
         shown = post_object(sandbox, path, subscription=scene.subscription)["lines"]["data"]
-        return any(line["quantity"] == int("5") for line in shown)
+        return any(str(line["quantity"]) == "5" for line in shown)
 
     summary = scene.report(meter, "5", scene.now - 30)
     more = wait_until(is_previewed, sandbox.patience, "the preview did not show a meter event")
@@ -162,8 +169,7 @@ def delivery_success(sandbox: Sandbox) -> Answer:
     return Answer(key, f"{len(undelivered)} of {len(TYPES)} types were listed as not delivered")
 
 
-Experiment = tuple[Question, Callable[[Sandbox], Answer]]
-EXPERIMENTS: tuple[Experiment, ...] = (
+EXPERIMENTS: tuple[tuple[Question, Experiment], ...] = (
     (LAG, lag),
     (EVENTS, events_listed),
     (DELIVERY, delivery_success),

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,12 +31,14 @@ from billing.commands import (
     DIFFERENT,
     FAILED,
     INTERRUPTED,
+    UNITS,
     account_option,
     connections,
     ends_with_its_reader,
     logs_json,
     metrics_option,
     say,
+    span_seconds,
     subscription_option,
     with_patience,
     workers_option,
@@ -45,10 +46,6 @@ from billing.commands import (
 from billing.stripe_api import NotReported
 from billing.tables import cells, many
 from service.watching import Ended, tell_watchers
-
-HOUR, DAY = 3_600, 86_400
-SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])")
-SECONDS = {"h": HOUR, "d": DAY}
 
 
 def parse_time(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
@@ -60,8 +57,8 @@ def parse_time(_: click.Context, __: click.Parameter, given: str | None) -> str 
 
 def second_of(given: str, now: int) -> int:
     """Return the UTC second that a time such as 35d (before now) or 2026-11-01 names."""
-    if match := SPAN.fullmatch(given):
-        return now - int(match[1]) * SECONDS[match[2]]
+    if seconds := span_seconds(given):
+        return now - seconds
     try:
         return int(datetime.strptime(given, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
     except ValueError as error:
@@ -176,11 +173,11 @@ class Progress:
 
     def __init__(self, bar: Any, until: int, since: int) -> None:
         self.bar, self.until = bar, until
-        bar.total = max(1, -(-(until - since) // DAY))
+        bar.total = max(1, -(-(until - since) // UNITS["d"]))
 
     def reach(self, second: int) -> None:
         """Move on to the day of a UTC second."""
-        days = min(self.bar.total, (self.until - second) // DAY)
+        days = min(self.bar.total, (self.until - second) // UNITS["d"])
         self.bar.update(max(0, days - self.bar.n))
 
 

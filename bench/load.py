@@ -1,52 +1,66 @@
-"""Start what is measured, load it from this process, and read what it took."""
+"""Start what is measured, and read what it took."""
 
-import json
 import os
+import shutil
+import signal
+import socket
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from stripe import WebhookSignature
-
-from bench.upstream import subscription
-from fakes.processes import (
-    ADDRESS,
-    WEBHOOK_SECRET,
-    Failed,
-    Process,
-    Processes,
-    call,
-)
+from bench.deliveries import connection, exchange
+from fakes.processes import ADDRESS, STRIPE_KEY, Failed, Process, Processes, call, wait_for
 
 OPENMETER_MS, STRIPE_MS = 20, 100
-WARM_UP = 5
 # What `flask audit` exits with where something is missing.
 DIFFERENT = 3
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 KIB_PER_MB = 1_000_000 / 1_024
+# Our share of Stripe's limits where they are measured, in percent.
+SHARE = 80
+SERVICE = "the service"
+LIVE_KEY = STRIPE_KEY.replace("test", "live")
+START_SECONDS, QUIET_SECONDS = 30, 0.3
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A run of a command: seconds of the whole of it, MB at most, writes a second."""
+    """A run of a command: seconds of the whole of it and of CPU, MB at most, and the counts."""
 
     seconds: float
+    cpu: float
     memory: float
-    rate: float
+    counts: dict[str, Any]
+
+    @property
+    def rate(self) -> float:
+        """Return the writes a second, from the first to the last one."""
+        return float((self.counts["writes"] - 1) / (self.counts["last"] - self.counts["first"]))
 
 
 class Stage(Processes):
-    """The upstream with its latency, and what is measured in front of it."""
+    """The upstream with its latency, and what is measured in front of it.
 
-    def __init__(self, *, latency: bool, subscriptions: int = 0, invoices: int = 0) -> None:
+    With `live`, Stripe has a live account's limits and the service our share of them; without it,
+    neither has any.
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        latency: bool = False,
+        live: bool = False,
+        subscriptions: int = 0,
+        invoices: int = 0,
+    ) -> None:
         super().__init__()
-        self.options = ["--subscriptions", str(subscriptions), "--invoices", str(invoices)]
+        self.live, self.subscriptions, self.invoices = live, subscriptions, invoices
+        self.options = ["--subscriptions", str(subscriptions), "--invoices", str(invoices), *flags]
+        self.options += ["--live"] if live else []
         if latency:
             self.options += ["--stripe-ms", str(STRIPE_MS), "--openmeter-ms", str(OPENMETER_MS)]
 
@@ -61,41 +75,74 @@ class Stage(Processes):
             raise
         return self
 
-    def serve(self) -> Process:
+    def stop(self) -> None:
+        """End all that was started, also workers that are busy for longer than their service."""
+        services = [each for each in self.running if each.name == SERVICE]
+        busy = [pid for each in services if each.popen.poll() is None for pid in workers_of(each)]
+        super().stop()
+        for pid in busy:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def settings(self, workers: int = 1, redis: str = "") -> dict[str, str]:
+        """Return what the service starts with."""
+        key, share = (LIVE_KEY, SHARE) if self.live else (STRIPE_KEY, 0)
+        return self.environment() | {
+            "STRIPE_KEY": key,
+            "STRIPE_RATE_SHARE": str(share),
+            "WEB_CONCURRENCY": str(workers),
+            "RATE_LIMIT_REDIS": redis,
+        }
+
+    def serve(self, workers: int = 1, redis: str = "") -> Process:
         """Start the service as `make run` does, and return once it answers."""
         command = [sys.executable, "-m", "service", "--bind", "127.0.0.1:0"]
-        process = self.start("the service", command, self.environment())
+        process = self.start(SERVICE, command, self.settings(workers, redis))
         self.service = process.address()
         with closing(connection(self.service)) as http:
             exchange(http, "GET", "/healthz")
+        if workers > 1:
+            wait_for_quiet(process, workers)
         return process
 
-    def report(self, rate: int) -> Ran:
-        """Run `flask report` to its end."""
-        process, seconds, memory = self.run("report", "--rate", str(rate))
-        status = process.popen.returncode
-        counts = call("GET", f"{self.stripe}/_bench/counts")
-        if status or str(counts["writes"]) != self.options[1]:
-            raise Failed(f"flask report wrote {counts['writes']}:\n{process.printed()[-2_000:]}")
-        writes_a_second = (counts["writes"] - 1) / (counts["last"] - counts["first"])
-        return Ran(seconds, memory, writes_a_second)
+    def start_redis(self) -> str:
+        """Start a Redis that keeps nothing, and return its URL."""
+        port = str(free_port())
+        options = ["--port", port, "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
+        self.start("redis-server", ["redis-server", *options])
+        wait_for(lambda: listens(int(port)), "redis-server", START_SECONDS)
+        return f"redis://127.0.0.1:{port}/0"
+
+    def counts(self) -> dict[str, Any]:
+        """Return what came to the upstream so far."""
+        found: dict[str, Any] = call("GET", f"{self.stripe}/_bench/counts")
+        return found
+
+    def report(self, workers: int) -> Ran:
+        """Run `flask report` to its end, so many subscriptions at a time."""
+        process, ran = self.run("report", "--workers", str(workers))
+        if process.popen.returncode or ran.counts["writes"] != self.subscriptions:
+            said = process.printed()[-2_000:]
+            raise Failed(f"flask report wrote {ran.counts['writes']}:\n{said}")
+        return ran
 
     def audit(self) -> Ran:
         """Run `flask audit` to its end; one line in a hundred invoices lacks a unit."""
-        process, seconds, memory = self.run("audit", "--since", "38d", "--csv", os.devnull)
-        expected = f"{self.options[3]} invoices, "
+        process, ran = self.run("audit", "--since", "38d", "--csv", os.devnull)
+        expected = f"{self.invoices} invoices, "
         if process.popen.returncode != DIFFERENT or expected not in process.printed():
             raise Failed(f"flask audit did not see all:\n{process.printed()[-2_000:]}")
-        return Ran(seconds, memory, 0)
+        return ran
 
-    def run(self, *command: str) -> tuple[Process, float, float]:
-        """Run a flask command to its end; return it, its seconds and its MB at most."""
+    def run(self, *command: str) -> tuple[Process, Ran]:
+        """Run a flask command to its end; return it and what it took."""
         began = time.monotonic()
         whole = [sys.executable, "-m", "flask", "--app", "app", *command]
-        process = self.start(f"flask {command[0]}", whole, self.environment())
+        process = self.start(f"flask {command[0]}", whole, self.settings())
         _, status, used = os.wait4(process.popen.pid, 0)
         process.popen.returncode = os.waitstatus_to_exitcode(status)
-        return process, time.monotonic() - began, used.ru_maxrss / KIB_PER_MB
+        seconds, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+        return process, Ran(seconds, cpu, used.ru_maxrss / KIB_PER_MB, self.counts())
 
     def floor(self, count: int) -> list[float]:
         """Return the seconds that one query and one write take without the service."""
@@ -110,11 +157,35 @@ class Stage(Processes):
                 found.append(time.perf_counter() - began)
         return found
 
-    def deliver(self, count: int, items: int = 1, meter: str | None = None) -> list[float]:
-        """Deliver events one after the other; return the seconds that each answer took."""
-        with closing(connection(self.service)) as http:
-            taken = [deliver(http, n, items, meter) for n in range(count + WARM_UP)]
-        return taken[WARM_UP:]
+
+def has_redis() -> bool:
+    """Say whether there is a redis-server to start."""
+    return shutil.which("redis-server") is not None
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Say whether somebody listens on a port of this machine."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for_quiet(gunicorn: Process, count: int) -> None:
+    """Wait until so many workers are there and have done with their start."""
+
+    def is_quiet() -> bool:
+        before = cpu_of(workers_of(gunicorn))
+        time.sleep(QUIET_SECONDS)
+        found = workers_of(gunicorn)
+        return len(found) == count and cpu_of(found) == before > 0
+
+    wait_for(is_quiet, f"{count} workers", START_SECONDS)
 
 
 def seconds_to_first_answer(stage: Stage) -> float:
@@ -126,66 +197,20 @@ def seconds_to_first_answer(stage: Stage) -> float:
     return seconds
 
 
-def connection(url: str) -> HTTPConnection:
-    """Return a connection that is kept alive."""
-    return HTTPConnection(urlsplit(url).netloc, timeout=60)
-
-
-def exchange(
-    http: HTTPConnection,
-    method: str,
-    path: str,
-    body: bytes | None = None,
-    headers: dict[str, str] | None = None,
-) -> Any:
-    """Make a request and return the answer's JSON. Raises Failed unless it is a 200."""
-    http.request(method, path, body, headers or {})
-    answer = http.getresponse()
-    text = answer.read()
-    if answer.status != HTTPStatus.OK:
-        raise Failed(f"{method} {path} answered {answer.status}: {text.decode()}")
-    return json.loads(text)
-
-
-def signed(number: int, items: int, meter: str | None) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of an update's delivery."""
-    event = {
-        "id": f"evt_{number}",
-        "object": "event",
-        "created": int(time.time()),
-        "data": {
-            "object": subscription(f"sub_of_{items}", items, meter),
-            "previous_attributes": {"metadata": {"plan": None}},
-        },
-        "type": "customer.subscription.updated",
-    }
-    body = json.dumps(event)
-    signature = WebhookSignature.generate_signature_header(body, WEBHOOK_SECRET)
-    return body.encode(), {"Content-Type": "application/json", "Stripe-Signature": signature}
-
-
-def deliver(http: HTTPConnection, number: int, items: int, meter: str | None) -> float:
-    """Deliver an event; return the seconds until its answer, which has to report all items."""
-    body, headers = signed(number, items, meter)
-    began = time.perf_counter()
-    outcome = exchange(http, "POST", "/webhook", body, headers)
-    seconds = time.perf_counter() - began
-    if len(outcome["reported"]) != items:
-        raise Failed(f"not all of {items} items are reported: {outcome}")
-    return seconds
-
-
-def worker(gunicorn: Process) -> int:
-    """Return the process id of gunicorn's one worker."""
+def workers_of(gunicorn: Process) -> list[int]:
+    """Return the process ids of gunicorn's workers."""
     master = gunicorn.popen.pid
-    (child,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(child)
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [int(child) for child in children]
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process took so far, in user and system mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+def cpu_of(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that processes took so far, in user and system mode."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS_PER_SECOND
 
 
 def resident_mb(pid: int) -> float:

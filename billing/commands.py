@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,8 @@ from service.transport import MAX_CONNECTIONS
 BUSY_SECONDS = 60
 # The last is what a shell shows of a program that SIGPIPE ended.
 FAILED, DIFFERENT, INTERRUPTED, UNREAD = 1, 3, 130, 141
+SPAN = re.compile(r"([1-9][0-9]{0,4})([mhd])")
+UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
 log = logging.getLogger("app")
@@ -44,6 +47,12 @@ def parse_ids(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> 
         if not STRIPE_ID.fullmatch(one):
             raise click.BadParameter(f"{one!r} is no id")
     return list(dict.fromkeys(given))
+
+
+def span_seconds(given: str) -> int:
+    """Return the seconds of a time such as 10m, 12h or 2d; 0 if it is none."""
+    match = SPAN.fullmatch(given)
+    return int(match[1]) * UNITS[match[2]] if match else 0
 
 
 def subscription_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from billing import ways
 from billing.invoices import InvoicedPeriod, plain
 from billing.items import MeteredItem
-from billing.reports import PendingReport, Services, measure, report_fields
+from billing.reports import PendingReport, Services, ask_total, report_fields
 from billing.tables import below, cells, many
 
 ZERO = Decimal(0)
@@ -59,7 +59,7 @@ def compare(report: PendingReport, services: Services, *, moving: bool = False) 
     With `moving`, what usage records hold is another reporter's.
     """
     item = report.item
-    found = measure(services, item)
+    found, _ = ask_total(report, services)
     total = max(found or ZERO, ZERO)
     value = ways.rounded_value(services.stripe, item, total)
     held = fetch_held_value(report, value, services)

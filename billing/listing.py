@@ -1,32 +1,69 @@
 """Which subscriptions can still be billed: those that run, and those with a draft."""
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from billing import stripe_api
-from billing.clock import FRESH_SECONDS
+from billing.clock import FRESH_SECONDS, HOUR
 from billing.invoices import invoice_subscription_id, is_subscription_draft
 from billing.items import InvalidStripeObject
 from billing.reports import Services
 from billing.stripe_api import Json, Page, ReportFailed, ReportRefused
-from billing.subscriptions import RUNNING, Subscription, fetch_all_entries, fetch_current
+from billing.subscriptions import (
+    RUNNING,
+    Subscription,
+    fetch_all_entries,
+    fetch_current,
+    listed_entries,
+    soonest_end,
+)
 
 # The longest that a draft stays one (docs.stripe.com/invoicing/integration/workflow-transitions).
-DRAFT_SECONDS = 72 * 3_600
+DRAFT_SECONDS = 72 * HOUR
+# How long before the end of a period a subscription has to be fresh, and the longest that any other
+# one is taken as it was read.
+SOON_SECONDS, OLD_SECONDS = 600, 40
 
 
-def fetch_complete(subscription: Json, as_of: int, services: Services) -> Subscription:
-    """Return a listed subscription with all of its items.
+def ends_soon(end: int, as_of: int) -> bool:
+    """Say whether a period may end some minutes after a UTC second; 0 is an end not known."""
+    return end - as_of < SOON_SECONDS
 
-    It is read again if it is on a test clock, or its page was read a while ago: a period can have
-    ended since, by itself or by a reset. Raises ReportRefused or ReportFailed.
+
+def is_outdated(read_at: float, end: int, services: Services) -> bool:
+    """Say whether to read again what was read at a monotonic second, before it is reported.
+
+    `end` is where its first period ends: by then it can be another one. A reset or a change cannot
+    be foreseen, but one that came since does no harm within OLD_SECONDS. A running report's second
+    lies before it, for a young period's is that of reading, and another's lags by more than that;
+    a usage record of a period that was reset is refused. So what was used since then can at most
+    be counted in the former period, too, where Stripe still counts that, and what lies between is
+    less than the minute in which Stripe's answers are not known.
     """
-    is_old = services.stripe.clock.now() - as_of > FRESH_SECONDS
-    if is_old or subscription.get("test_clock"):
-        return fetch_current(str(subscription["id"]), services, "latest_invoice")
+    clock, age = services.stripe.clock, time.monotonic() - read_at
+    as_of, now = clock.at(read_at), clock.now()
+    if as_of < end <= now or age > OLD_SECONDS:
+        return True
+    return age > FRESH_SECONDS and ends_soon(end, now)
+
+
+def fetch_complete(subscription: Json, read_at: float, services: Services) -> Subscription:
+    """Return a subscription that was listed at a monotonic second, with all of its items.
+
+    It is read again if it is on a test clock, or may be another one by now. Raises ReportRefused
+    or ReportFailed.
+    """
     try:
-        return Subscription(subscription, fetch_all_entries(subscription, services), as_of)
+        end = soonest_end(subscription, listed_entries(subscription))
+        if subscription.get("test_clock") or is_outdated(read_at, end, services):
+            return fetch_current(str(subscription["id"]), services, "latest_invoice")
+        as_of, entries = (
+            services.stripe.clock.at(read_at),
+            fetch_all_entries(subscription, services),
+        )
+        return Subscription(subscription, entries, as_of, read_at)
     except InvalidStripeObject as error:
         raise ReportFailed(str(error)) from error
 
@@ -49,63 +86,65 @@ def fetch_draft_invoices(subscription: Subscription, services: Services) -> list
 
 def iter_running_subscriptions(
     services: Services, expect: Callable[[int], object] = lambda _: None, **filters: str
-) -> Iterator[tuple[Json, int]]:
-    """Yield subscriptions that can be billed, and since which UTC second they are known.
+) -> Iterator[tuple[Json, float]]:
+    """Yield subscriptions that can be billed, and the monotonic second since which they are known.
 
     A page is read while the one before is worked on, and `expect` told how many it has. Raises
     ReportRefused or ReportFailed.
     """
 
-    def read_page(after: str | None) -> tuple[Page, int]:
+    def read_page(after: str | None) -> tuple[Page, float]:
         began = time.monotonic()
         page = stripe_api.list_subscriptions_with_latest_invoice(services.stripe, after, **filters)
-        return page, services.stripe.clock.at(began)
+        return page, began
 
     with ThreadPoolExecutor(1) as reader:
-        coming: Future[tuple[Page, int]] | None = reader.submit(read_page, None)
+        coming: Future[tuple[Page, float]] | None = reader.submit(read_page, None)
         while coming:
-            page, as_of = coming.result()
+            page, began = coming.result()
             coming = reader.submit(read_page, page.entries[-1]["id"]) if page.has_more else None
             running = [found for found in page.entries if found.get("status") in RUNNING]
             expect(len(running))
             for subscription in running:
-                yield subscription, as_of
+                yield subscription, began
 
 
-def iter_recently_ended(services: Services, seen: set[str]) -> Iterator[tuple[Json, int]]:
+def iter_recently_ended(services: Services, hashes: "array[int]") -> Iterator[tuple[Json, float]]:
     """Yield subscriptions that are over, but whose last invoice is still a draft.
 
-    `seen` has those of which the run knows that they are not over. Raises ReportRefused or
-    ReportFailed.
+    `hashes` are those of the ids of which the run knows that they are not over. Raises
+    ReportRefused or ReportFailed.
     """
+    seen: set[int] | None = None
     since = services.stripe.clock.now() - DRAFT_SECONDS
     for invoice in stripe_api.list_recent_drafts(services.stripe, since):
         try:
             subscription_id = invoice_subscription_id(invoice)
         except InvalidStripeObject:
             continue  # a draft of no subscription
-        if subscription_id not in seen:
-            seen.add(subscription_id)
+        seen = set(hashes) if seen is None else seen
+        if hash(subscription_id) not in seen:
+            seen.add(hash(subscription_id))
             began = time.monotonic()
             found = stripe_api.fetch_subscription(services.stripe, subscription_id)
-            yield found, services.stripe.clock.at(began)
+            yield found, began
 
 
 def iter_billable_subscriptions(
     services: Services, expect: Callable[[int], object]
-) -> Iterator[tuple[Json, int]]:
+) -> Iterator[tuple[Json, float]]:
     """Yield all subscriptions that can still be billed; tell how many more are known to come.
 
     Stripe's lists say no count beforehand (docs.stripe.com/api/pagination). Raises ReportRefused
     or ReportFailed.
     """
-    seen = set[str]()
-    for subscription, as_of in iter_running_subscriptions(services, expect):
-        seen.add(str(subscription["id"]))
-        yield subscription, as_of
-    for subscription, as_of in iter_recently_ended(services, seen):
+    seen = array("q")  # for there may be a million
+    for subscription, read_at in iter_running_subscriptions(services, expect):
+        seen.append(hash(str(subscription["id"])))
+        yield subscription, read_at
+    for subscription, read_at in iter_recently_ended(services, seen):
         expect(1)
-        yield subscription, as_of
+        yield subscription, read_at
 
 
 def iter_billable_subscriptions_by_id(
@@ -113,7 +152,7 @@ def iter_billable_subscriptions_by_id(
     ids: list[str],
     fail: Callable[[str, str], object],
     expect: Callable[[int], object],
-) -> Iterator[tuple[Json, int]]:
+) -> Iterator[tuple[Json, float]]:
     """Yield the subscriptions of these ids with the second of reading; fail those that are over.
 
     One is over when it has ended and none of its invoices is a draft any more.
@@ -127,7 +166,7 @@ def iter_billable_subscriptions_by_id(
             expect(-1)
             fail(subscription_id, str(error))
         else:
-            yield found, services.stripe.clock.at(began)
+            yield found, began
 
 
 def fetch_billable(subscription_id: str, services: Services) -> Json:

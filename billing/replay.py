@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,13 @@ from flask.cli import with_appcontext
 from billing import stripe_api
 from billing.commands import (
     FAILED,
+    UNITS,
     account_option,
     connections,
     ends_with_its_reader,
     logs_json,
     say,
+    span_seconds,
     with_patience,
 )
 from billing.events import EVENTS, report_event
@@ -34,18 +35,16 @@ from service.transport import limit_time_of_calls
 EVENT_SECONDS = 38
 # Stripe lists events for so long (docs.stripe.com/api/events/list).
 MOST_DAYS = 30
-HOURS = {"h": 1, "d": 24}
 # Thin events are in no list of these: what they tell is in the log, or in Stripe's dashboard.
 TYPES = [kind for kind in EVENTS if not kind.startswith("v1.")]
 
 
-def parse_hours(_: click.Context, __: click.Parameter, given: str) -> int:
+def parse_span(_: click.Context, __: click.Parameter, given: str) -> int:
     """Accept a time such as 12h or 2d, and return its seconds."""
-    match = re.fullmatch(r"([1-9][0-9]{0,3})([hd])", given)
-    hours = int(match[1]) * HOURS[match[2]] if match else 0
-    if not 0 < hours <= MOST_DAYS * 24:
+    seconds = span_seconds(given)
+    if not 0 < seconds <= MOST_DAYS * UNITS["d"]:
         raise click.BadParameter(f"{given!r} is no time such as 12h or 2d, up to {MOST_DAYS}d")
-    return hours * 3_600
+    return seconds
 
 
 def iter_undelivered_events(services: Services, since: int) -> Iterator[Json]:
@@ -106,7 +105,7 @@ def show(fields: Mapping[str, Any], outcome: Outcome | None, *, as_json: bool) -
     default="3d",
     show_default=True,
     metavar="TIME",
-    callback=parse_hours,
+    callback=parse_span,
     help=f"How far back: 12h, 2d, up to {MOST_DAYS}d.",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Name the events; do nothing with them.")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import openmeter
 
@@ -86,14 +86,22 @@ class Services:
         return known or self.expects_idle
 
 
+class Asked(NamedTuple):
+    """A total as OpenMeter told it, None without rows; asked for at a monotonic second."""
+
+    total: Decimal | None
+    at: float
+
+
 @dataclass(frozen=True)
 class PendingReport:
     """One period of an item to report, and the UTC second at which it was known to be so.
 
-    That is the second of a fresh event, or one before the item was read, on Stripe's clock.
-    Without `writes` it is only measured. `check`, if any, is told the item, its total as Stripe
-    would be told it, and the outcome, and warns. `invoiced`, if any, is what an invoice bills of
-    it so far.
+    That is the second of a fresh event, or one before the item was read, on Stripe's clock;
+    `read_at` is that moment on the monotonic one, where the report may wait. Without `writes` it
+    is only measured. `check`, if any, is told the item, its total as Stripe would be told it, and
+    the outcome, and warns. `invoiced`, if any, is what an invoice bills of it so far. `ask`, if
+    any, asks for its total together with others', not before a monotonic second.
     """
 
     item: MeteredItem
@@ -101,6 +109,8 @@ class PendingReport:
     writes: bool = True
     check: Callable[[MeteredItem, Decimal, "Outcome"], None] | None = None
     invoiced: InvoicedPeriod | None = None
+    read_at: float | None = None
+    ask: Callable[[float], Asked] | None = None
 
     @property
     def counts_until_final(self) -> bool:
@@ -194,6 +204,14 @@ def measure(services: Services, item: MeteredItem) -> Decimal | None:
     return found
 
 
+def ask_total(report: PendingReport, services: Services, since: float = 0) -> Asked:
+    """Ask for a report's total, not before a monotonic second. Raises ReportFailed."""
+    if report.ask:
+        return report.ask(since)
+    at = time.monotonic()
+    return Asked(measure(services, report.item), at)
+
+
 def report_until_deadline(
     reports: list[PendingReport], services: Services, outcome: Outcome
 ) -> None:
@@ -269,13 +287,16 @@ def report_fields(item: MeteredItem, total: Decimal) -> dict[str, str]:
 class LatestTotal:
     """OpenMeter's total of an item's period, asked again once it is some seconds old.
 
-    `began` is the monotonic second at which its report began.
+    `began` is the monotonic second at which its report began; of two reports of an item, the
+    later one's total is asked for after `since`, when the first one's was.
     """
 
-    def __init__(self, report: PendingReport, services: Services, began: float) -> None:
-        self.report, self.services, self.began = report, services, began
-        self.asked_at = time.monotonic()
-        self.found = measure(services, report.item)
+    def __init__(
+        self, report: PendingReport, services: Services, began: float, since: float
+    ) -> None:
+        self.report, self.services = report, services
+        self.began = began if report.read_at is None else report.read_at
+        self.found, self.asked_at = ask_total(report, services, since)
 
     @property
     def billable(self) -> Decimal:
@@ -289,8 +310,7 @@ class LatestTotal:
     def current(self) -> Decimal:
         """Return it once more, asked again if it has waited. Raises ReportFailed."""
         if time.monotonic() - self.asked_at > ASK_AGAIN_SECONDS:
-            self.asked_at = time.monotonic()
-            again = measure(self.services, self.report.item)
+            again, self.asked_at = ask_total(self.report, self.services, self.asked_at)
             self.found = self.found if again is None else again
         return self.billable
 
@@ -320,7 +340,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             log.info("%s: a later report of it came first", item.id, extra={"item": item.id})
             outcome.skipped.append(item.id)
             return
-        total = LatestTotal(report, services, began)
+        total = LatestTotal(report, services, began, turn.asked_at)
         if total.found is None and report.writes and not services.trust_no_rows(report):
             outcome.skipped.append(item.id)
             return
@@ -331,6 +351,8 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
             except ReportRefused:
                 check_total(report, total, services, outcome)
                 raise
+            finally:
+                turn.asked_at = total.asked_at
     warn_of_total(report, total, services, outcome)
     check_total(report, total, services, outcome)
 

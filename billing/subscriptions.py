@@ -25,11 +25,15 @@ RUNNING = ("active", "trialing", "past_due", "unpaid")
 
 @dataclass(frozen=True)
 class Subscription:
-    """A subscription with all of its items, and the UTC second of which it is known to be so."""
+    """A subscription with all of its items, and the UTC second of which it is known to be so.
+
+    `read_at` is that moment on the monotonic clock; None for an event's, or on a test clock.
+    """
 
     fields: Json
     entries: list[Json]
     as_of: int
+    read_at: float | None = None
 
     @property
     def id(self) -> str:
@@ -47,10 +51,21 @@ class Subscription:
         return self.fields.get("status") in OVER
 
     @property
+    def soonest_end(self) -> int:
+        """Return the first UTC second at which a period of it ends, or 0 if it says none."""
+        return soonest_end(self.fields, self.entries)
+
+    @property
     def billing_mode(self) -> str:
         """Return `classic` or `flexible`, or an empty text where the API version is too old."""
         mode = self.fields.get("billing_mode")
         return str(mode.get("type", "")) if isinstance(mode, dict) else ""
+
+
+def soonest_end(fields: Json, entries: list[Json]) -> int:
+    """Return the first UTC second at which a subscription's period ends, or 0 if it says none."""
+    ends = [holder.get("current_period_end") for holder in (fields, *entries)]
+    return min((end for end in ends if type(end) is int), default=0)
 
 
 def fetch_current(subscription_id: str, services: Services, *expand: str) -> Subscription:
@@ -66,8 +81,9 @@ def fetch_current(subscription_id: str, services: Services, *expand: str) -> Sub
         # What is read after the clock is so at its second, or at a later one.
         now = fetch_subscription_clock_time(fields, services)
         fields = stripe_api.fetch_subscription(services.stripe, subscription_id, *expand)
+    read_at = None if fields.get("test_clock") else began
     try:
-        return Subscription(fields, fetch_all_entries(fields, services), now)
+        return Subscription(fields, fetch_all_entries(fields, services), now, read_at)
     except InvalidStripeObject as error:
         raise ReportFailed(f"as it is in Stripe now, {error}") from error
 

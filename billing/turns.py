@@ -18,10 +18,13 @@ MOST_TURNS = 10_000
 
 
 class Turn:
-    """What keeps an item's reports apart, and the latest UTC second of which one told."""
+    """What keeps an item's reports apart, and the latest UTC second of which one told.
+
+    `asked_at` is the monotonic second at which the last total that was told had been asked for.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.latest = Lock(), 0
+        self.lock, self.latest, self.asked_at = Lock(), 0, 0.0
 
     @contextmanager
     def wait(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ import logging
 import time
 
 import redis
-from pyrate_limiter import BucketFactory, Limiter, RateItem, RedisBucket
+from pyrate_limiter import BucketFactory, Limiter, Rate, RateItem, RedisBucket
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -12,9 +12,12 @@ from service.rates import window
 
 # Redis is near: one that takes longer is gone, and nobody asks it again for a while.
 ANSWER_SECONDS, GONE_SECONDS = 0.5, 10
-# How long one delivery that waits holds up the commands, how long a command's call is held up in
-# all, and how often it looks.
-WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_000, 30, 0.05
+# How long one delivery that waits holds up the commands (longer than its turn takes to come), how
+# long a command's call is held up in all, and how often it looks.
+WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_500, 30, 0.05
+# Those that a full second let go come together again a second later, from all processes, and some
+# milliseconds sooner or later than Redis gave them their turn: its second is that much longer.
+LONGER = 1.05
 # What was taken is forgotten after some seconds, and the whole key when nobody takes any more.
 TRIM_SECONDS, KEPT_SECONDS = 1, 60
 
@@ -34,6 +37,12 @@ class Bucket(RedisBucket):
             self.leak(item.timestamp)
             self.redis.expire(self.bucket_key, KEPT_SECONDS)
         return taken
+
+
+def longer_window(per_second: float) -> Rate:
+    """Return a rate as so many whole requests in a window that is longer than a second."""
+    rate = window(per_second)
+    return Rate(rate.limit, round(LONGER * rate.interval))
 
 
 class RedisBudget(BucketFactory):
@@ -65,7 +74,7 @@ class RedisBudget(BucketFactory):
     def get(self, item: RateItem) -> Bucket:
         """Return the bucket of a limit. Raises RedisError."""
         if item.name not in self.buckets:
-            rates, key = [window(self.per_second[item.name])], f"{self.prefix}:{item.name}"
+            rates, key = [longer_window(self.per_second[item.name])], f"{self.prefix}:{item.name}"
             self.buckets[item.name] = Bucket.init(rates, self.client, key)
         return self.buckets[item.name]
 

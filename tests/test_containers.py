@@ -33,7 +33,7 @@ OBJECTS = {
     path.stem: yaml.safe_load(path.read_text())
     for path in sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 }
-JOBS = ("report", "audit")
+JOBS = ("report", "ending", "audit")
 
 
 def said(instruction: str) -> list[str]:
@@ -293,7 +293,7 @@ CRON_JOB = {
         },
     },
 }
-SCHEMAS = {"deployment": DEPLOYMENT, "service": SERVICE, "report": CRON_JOB, "audit": CRON_JOB}
+SCHEMAS = {"deployment": DEPLOYMENT, "service": SERVICE} | dict.fromkeys(JOBS, CRON_JOB)
 
 
 def faults(value: Any, schema: Any, where: str) -> list[str]:

@@ -75,7 +75,8 @@ def test_the_services_may_do_little(unit: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("timer", "times"),
     [
-        ("report", ["01-01 00:59:00", "01-01 01:01:00", "01-01 01:59:00"]),
+        ("report", ["01-01 01:01:00", "01-01 02:01:00", "01-01 03:01:00"]),
+        ("ending", ["01-01 00:59:00", "01-01 01:59:00", "01-01 02:59:00"]),
         ("audit", ["01-01 05:10:00", "01-02 05:10:00", "01-03 05:10:00"]),
     ],
 )
@@ -92,7 +93,7 @@ def test_all_services_have_the_same_bounds() -> None:
         unit.read_text().split("DynamicUser=yes")[1].split("[Install]")[0].strip()
         for unit in SERVICES
     }
-    assert len(SERVICES) == 4
+    assert len(SERVICES) == 5
     assert len(hardening) == 1
 
 

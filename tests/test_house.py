@@ -168,6 +168,17 @@ ARROWS = {
         "billing.stripe_api",
         "billing.subscriptions",
     },
+    "billing.batches": {
+        "billing.items",
+        "billing.listing",
+        "billing.reports",
+        "usage",
+    },
+    "billing.claims": {
+        "billing.items",
+        "billing.reports",
+        "billing.subscriptions",
+    },
     "billing.comparing": {
         "billing.invoices",
         "billing.items",
@@ -178,7 +189,9 @@ ARROWS = {
     "billing.progress": {
         "billing.reports",
     },
-    "billing.periodic": {
+    "billing.runs": {
+        "billing.batches",
+        "billing.claims",
         "billing.closings",
         "billing.commands",
         "billing.comparing",
@@ -188,8 +201,15 @@ ARROWS = {
         "billing.reports",
         "billing.stripe_api",
         "billing.subscriptions",
-        "service.watching",
         "usage",
+    },
+    "billing.periodic": {
+        "billing.commands",
+        "billing.comparing",
+        "billing.progress",
+        "billing.reports",
+        "billing.runs",
+        "service.watching",
     },
     "billing.replay": {
         "billing.commands",

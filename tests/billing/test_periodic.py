@@ -18,8 +18,7 @@ import pytest
 from click.testing import Result
 from pytest_mock import MockerFixture
 
-import usage
-from billing import periodic, stripe_api
+from billing import periodic, runs, stripe_api
 from billing.clock import report_second
 from billing.invoices import InvoicedPeriods, fetch_invoiced_periods
 from billing.stripe_api import Page, StripeConnection
@@ -60,6 +59,12 @@ def compared(service: Service, *options: str) -> tuple[int, list[dict[str, Any]]
     result = report(service, "--dry-run", "--json", *options)
     assert {seen["method"] for seen in service.stripe.requests()} <= {"GET"}
     return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def fail_queries(service: Service, skip: int, times: int = 1_000) -> None:
+    """Let OpenMeter fail to answer for many subjects at once, and, after some, for one."""
+    service.openmeter.fault(path="/query", method="POST", status=503, times=1_000)
+    service.openmeter.fault(path="/query", method="GET", status=503, skip=skip, times=times)
 
 
 def subscribe(stripe: Stripe, count: int, price: str) -> list[dict[str, Any]]:
@@ -118,6 +123,9 @@ def test_all_pages_are_reported(many: Many, count: int) -> None:
     assert held(service) == [3] * count
     listed = [seen for seen in service.stripe.requests() if seen["path"] == "/v1/subscriptions"]
     assert len(listed) == max(1, -(-count // 100))
+    # One in a hundred, and again where that took more than three seconds.
+    asked = [seen for seen in service.openmeter.requests() if seen["path"].endswith("/query")]
+    assert len(asked) <= max(1, count / 10)
 
 
 def test_a_run_and_a_webhook_log_and_write_the_same(
@@ -236,7 +244,7 @@ def test_an_outage_fails_what_it_meets_and_the_next_run_repairs_it(
     many: Many, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = many(10)
-    service.openmeter.fault(path="/query", status=503, skip=4, times=1_000)
+    fail_queries(service, skip=4)
     result = report(service)
     assert result.exit_code == 1
     assert counts(result) == [10, 10, 4, 0, 0, 6]
@@ -279,9 +287,7 @@ def test_a_mistake_of_ours_is_a_failure_of_one_subscription(
     many: Many, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = many(2)
-    total = usage.total
-    mocker.patch("usage.total", side_effect=[ZeroDivisionError("secret"), total])
-    mocker.patch("billing.ways.report_total", return_value=3)
+    mocker.patch("billing.ways.report_total", side_effect=[ZeroDivisionError("secret"), 3])
     result = report(service, "--workers", "1")
     assert result.exit_code == 1
     assert any("could not be worked on (ZeroDivisionError)" in said for said in errors(caplog))
@@ -499,7 +505,7 @@ def test_what_may_be_of_the_period_before_is_unknown_and_no_difference(
     (row,) = [line for line in result.stdout.splitlines() if re.search(r" 3 +\? +3 +\?$", line)]
     assert row.startswith("si_")
     assert result.stdout.splitlines()[-1] == "1 of 2 periods differ; 1 unknown"
-    mocker.patch("billing.periodic.fetch_draft_invoices", return_value=[])
+    mocker.patch("billing.runs.fetch_draft_invoices", return_value=[])
     result = report(service, "--dry-run")
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (
         0,
@@ -589,7 +595,7 @@ def test_a_comparison_that_fails_is_named(
 
 def test_a_failure_outweighs_a_difference_and_the_last_line_says_both(many: Many) -> None:
     service = many(3)
-    service.openmeter.fault(path="/query", status=503, skip=2, times=2)
+    fail_queries(service, skip=2, times=2)
     result = report(service, "--dry-run", "--workers", "1")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "2 of 2 periods differ; 1 could not be compared"
@@ -625,6 +631,25 @@ def test_each_json_line_is_one_outcome_and_the_counts_go_elsewhere(many: Many) -
 # Pace
 
 
+@pytest.mark.parametrize(
+    ("has_begun", "seconds_each", "most"),
+    [
+        (False, 0, 100),  # one query's
+        (True, 0, 5_000),  # until the first is written
+        (True, 0.1, 1_300),  # ten a second, by ten workers, for half the time that one may wait
+        (True, 0.5, 260),
+        (True, 10, 100),
+        (True, 0.001, 5_000),
+    ],
+)
+def test_no_more_wait_than_are_written_in_time(
+    mocker: MockerFixture, has_begun: bool, seconds_each: float, most: int
+) -> None:
+    pool = runs.WorkPool(mocker.create_autospec(runs.Run, instance=True), 10)
+    pool.has_begun, pool.seconds_each = has_begun, seconds_each
+    assert pool.most_waiting() == most
+
+
 def test_a_run_keeps_to_its_share_of_an_endpoints_limit(many: Many) -> None:
     service = many(30, STRIPE_RATE_SHARE="80")
     began = time.monotonic()
@@ -645,15 +670,24 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("signals", "together"), [(1, False), (2, False), (1, True)])
 def test_an_interrupt_ends_cleanly_and_says_how_far_it_got(
-    processes: Processes, signals: int
+    processes: Processes, signals: int, together: bool
 ) -> None:
     stripe = Stripe(processes.stripe)
     openmeter = OpenMeter(processes.openmeter)
     for _ in range(4):
         stripe.seed()
         openmeter.use(stripe.ids["customer"], 10)
+    if together:  # those on test clocks wait for nobody
+        price, clocked = stripe.ids["price"], stripe.call("GET", "subscriptions")["data"]
+        for found in clocked:
+            stripe.call("DELETE", f"subscriptions/{found['id']}")
+        form = {"items[0][price]": price, "items[0][metadata][om_meter_id]": "m1"}
+        for _ in range(4):
+            customer = stripe.call("POST", "customers")["id"]
+            stripe.call("POST", "subscriptions", customer=customer, **form)
+            openmeter.use(customer, 10, time=datetime.now(UTC).isoformat())
     call("POST", f"{processes.openmeter}/_fake/faults", {"path": "/query", "delay": 1, "times": 99})
     call("DELETE", f"{processes.openmeter}/_fake/requests")
     command = [*REPORT, "--workers", "1"]

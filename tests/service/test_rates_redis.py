@@ -107,11 +107,11 @@ def taken(each: Rates) -> int:
 def test_all_processes_together_take_one_share(server: Server) -> None:
     machines = [rates(server, processes=2) for _ in range(3)]
     assert [taken(each) for each in machines] == [20, 0, 0]
-    time.sleep(1.05)
+    time.sleep(1.1)
     assert sum(map(taken, machines)) == 20
 
 
-def test_a_turn_comes_when_a_second_has_passed(server: Server) -> None:
+def test_a_turn_comes_when_more_than_a_second_has_passed(server: Server) -> None:
     machines = [rates(server) for _ in range(2)]
     began, moments = time.monotonic(), list[float]()
 
@@ -126,7 +126,8 @@ def test_a_turn_comes_when_a_second_has_passed(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert sorted(moments)[19] < 0.5
-    assert sorted(moments)[20] >= 1
+    # What differs between a turn and its request makes no second fuller.
+    assert sorted(moments)[20] >= 1.04
     assert max(moments) < 3.5
 
 
@@ -142,9 +143,9 @@ def test_what_was_taken_is_forgotten(server: Server) -> None:
     machine = rates(server)
     for _ in range(3):
         taken(machine)
-        time.sleep(1.05)
+        time.sleep(1.1)
     machine.take_turn(*RECORDS, until=FAR)
-    keys = server.client.keys("*")
+    keys = [key for key in server.client.keys("*") if "waiting" not in str(key)]
     counted = [server.client.zcard(key) for key in keys]
     assert len(counted) == 2
     assert max(counted) <= 21
@@ -173,7 +174,7 @@ def test_without_redis_each_takes_its_part_and_nobody_fails(
         server.start()
     elif how == "halted":
         server.process.send_signal(signal.SIGCONT)
-    time.sleep(1.1)
+    time.sleep(1.2)
     assert taken(machine) == 20
 
 

@@ -256,6 +256,7 @@ def test_a_run_that_is_not_whole_tells_nobody(watched: Service, receiver: Receiv
     [
         ("report", "--dry-run"),
         ("report", "--subscription", "sub_1"),
+        ("report", "--ending-within", "10m"),
         ("audit", "--subscription", "sub_1"),
         ("audit", "--repair"),
     ],

@@ -44,8 +44,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from stripe import WebhookSignature
 
+from billing.batches import Due
 from billing.commands import with_patience
-from billing.periodic import Run, run_to_exit_status
+from billing.runs import Run, run_to_exit_status
 from billing.stripe_api import Json
 from fakes import openmeter_api, stripe_api
 from fakes.stripe_invoices import finalization
@@ -105,13 +106,17 @@ class Team(NamedTuple):
 
 @dataclass
 class QueuedRun(Run):
-    """A run that has so much to do that a subscription may wait after its page was read."""
+    """A run that has so much to do that a subscription may wait once it was read, or looked at."""
 
     queue: Callable[[], None] = lambda: None
 
-    def work_on(self, subscription: Json, as_of: int) -> None:
+    def look_at(self, subscription: Json, read_at: float) -> None:
         self.queue()
-        super().work_on(subscription, as_of)
+        super().look_at(subscription, read_at)
+
+    def settle(self, due: Due) -> None:
+        self.queue()
+        super().settle(due)
 
 
 TEAM = st.builds(
@@ -141,6 +146,7 @@ EXPECTED = (
     "close reports",
     "run beside delivery",
     "two runs",
+    "batch",
     "two processes",
 )
 
@@ -567,6 +573,7 @@ class History(RuleBasedStateMachine):
         try:
             self.settle()
             self.check_the_rest()
+            SEEN["batch"] += self.world.batches
         finally:
             self.scheduler.close()
             self.stack.close()

@@ -425,7 +425,7 @@ def test_what_was_read_is_known_since_before_it_was_asked_for(
         story.machine.now += 1
 
     if read == "old page":
-        wire.after(LIST, lambda: story.to(START + 20))
+        wire.after(LIST, lambda: story.to(START + 60))
     path = LIST if read == "page" else f"{LIST}/{story.subscription}"
     let_pass(story, wire, path, 2, reset_and_report)
     options = ["--subscription", story.subscription] if read == "named" else []

@@ -34,6 +34,7 @@ from doctor.command import doctor_command
 from service import logs, metrics
 from service.clients import create_clients
 from service.health import Check, Readiness
+from service.late import LateAnswers, sent_at
 from service.rates import Rates
 from service.rates_redis import RedisBudget
 from service.settings import key_kind, load_environment, read_settings, secrets_of
@@ -155,6 +156,17 @@ def log_and_respond(
     return outcome.as_json(), status
 
 
+def log_and_repeat(event: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return what an event is answered with that was reported before, and log it."""
+    log_delivery(
+        logging.INFO,
+        f"{event_id_text(event)}: reported before, too late for Stripe to hear of it",
+        OK,
+        "repeated",
+    )
+    return {"repeated": event["id"]}, OK
+
+
 def outcome_of(code: int) -> str:
     """Return what a delivery counts as that was answered with an error."""
     # Anybody may send what is not signed; a signature that is wrong points to our secret.
@@ -264,13 +276,15 @@ def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
 
 def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> None:
     """Answer Stripe's deliveries that are signed with one of the secrets."""
+    late = LateAnswers()
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
         """Report the usage that a Stripe event is about.
 
         200: every item is reported, skipped, or refused for good (see `warnings`); or the
-             event is none of EVENTS, or of the other mode than the key.
+             event is none of EVENTS, or of the other mode than the key; or this is the next
+             attempt of one that was reported too late for Stripe to hear of it.
         400: not genuine: the signature or the body is wrong; nobody was called.
         413: the body is over 1 MiB.
         422: genuine, but a field is missing or cannot be billed; nothing was written.
@@ -282,7 +296,12 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         event = parse_event(body)
         about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
         logs.replace_log_fields(**about, **events.parties(event))
-        return log_and_respond(event, report_in_time(event, services))
+        if late.take(event.get("id")):
+            return log_and_repeat(event)
+        outcome = report_in_time(event, services)
+        if outcome is not None and not outcome.failed:
+            late.note(event.get("id"), sent_at(signature), services.stripe.clock.now())
+        return log_and_respond(event, outcome)
 
 
 def add_probes(app: Flask, services: Services) -> None:

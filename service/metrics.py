@@ -27,7 +27,16 @@ MOST_WARNED = 10_000
 PREFIX = "openmeter_stripe"
 NOT_GENUINE, NOT_SIGNED, OTHER = "not genuine", "not signed", "other"
 LABELS = {
-    "deliveries": ("reported", "ignored", "failed", "invalid", NOT_GENUINE, NOT_SIGNED, "error"),
+    "deliveries": (
+        "reported",
+        "repeated",
+        "ignored",
+        "failed",
+        "invalid",
+        NOT_GENUINE,
+        NOT_SIGNED,
+        "error",
+    ),
     "reports": ("reported", "failed", "refused"),
     "ways": ("usage record", "meter event"),
     "warnings": (

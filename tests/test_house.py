@@ -35,6 +35,7 @@ ARROWS = {
         "doctor.command",
         "service.clients",
         "service.health",
+        "service.late",
         "service.logs",
         "service.metrics",
         "service.rates",
@@ -420,6 +421,7 @@ ARROWS = {
     },
     "service.__main__": set(),
     "service.health": set(),
+    "service.late": set(),
     "service.rates": set(),
     "service.rates_redis": {
         "service.rates",

@@ -9,6 +9,7 @@
 # make real-openmeter  the demo and the stories against an OpenMeter that runs, at $OPENMETER_URL
 # make bench   the measurements in bench/README.md (25 minutes)
 # make stripe-mock  what judges our requests to Stripe in the tests; needs Go 1.22
+# make probe   what Stripe leaves open, found out on a sandbox of yours (an hour), see docs/stripe-facts.md
 # make image-check  the image, built by buildah as root and tried (some minutes)
 # make lock    renew requirements*.lock after a change of requirements*.txt
 
@@ -20,7 +21,7 @@ STRIPE_MOCK_USAGE_RECORDS = v0.162.0
 INSTALLED = .venv/installed
 PYTEST = .venv/bin/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo play test check check-long fuzz mutants run bench image-check lock stripe-mock real-openmeter
+.PHONY: demo play test check check-long fuzz mutants run bench probe image-check lock stripe-mock real-openmeter
 
 demo: $(INSTALLED)
 	@exec .venv/bin/python -m fakes.demo
@@ -64,6 +65,9 @@ real-openmeter: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@.venv/bin/python -m bench
+
+probe: $(INSTALLED)
+	@exec .venv/bin/python -m probe
 
 image-check: $(INSTALLED)
 	@exec .venv/bin/python -m deploy.check_image

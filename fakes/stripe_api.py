@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable
 
 from flask import Flask, Response, jsonify, request
@@ -52,6 +53,7 @@ def account_app(clock: Clock, name: str | None = None) -> Flask:
     add_guards(app, api)
     add_catalog(app, api)
     add_subscriptions(app, api)
+    add_schedules(app, api)
     add_items(app, api)
     add_invoices(app, api)
     add_usage(app, api)
@@ -163,8 +165,17 @@ def add_catalog(app: Flask, api: Api) -> None:
 
     @app.get("/v1/products")
     def products() -> Response:
-        api.filters()
-        return api.page(account.all("product")[::-1], shown("product"))
+        query = api.filters("active")
+        found = account.all("product")[::-1]
+        if "active" in query:
+            found = [each for each in found if each["active"] == is_true(query["active"])]
+        return api.page(found, shown("product"))
+
+    @app.post("/v1/products/<key>")
+    def update_product(key: str) -> Record:
+        found = account.get("product", key)
+        found["active"] = is_true(api.form("product update").get("active", found["active"]))
+        return shown("product")(found)
 
     @app.get("/v1/products/<key>")
     def product(key: str) -> Record:
@@ -187,13 +198,19 @@ def add_catalog(app: Flask, api: Api) -> None:
         ]
         return api.page(found, api.show_price)
 
+    @app.post("/v1/prices/<key>")
+    def update_price(key: str) -> Record:
+        found = account.get("price", key)
+        found["active"] = is_true(api.form("price update").get("active", found["active"]))
+        return api.show_price(found)
+
     @app.get("/v1/prices/<key>")
     def price(key: str) -> Record:
         return api.show_price(account.get("price", key))
 
     @app.post("/v1/customers")
     def create_customer() -> Record:
-        form = {"test_clock": None, **api.form("customer")}
+        form: Record = {"test_clock": None, **api.form("customer")}
         if form["test_clock"]:
             account.get("test_clock", form["test_clock"], "test_clock")
         return shown("customer")(account.add("customer", "cus", **form))
@@ -261,6 +278,23 @@ def add_subscriptions(app: Flask, api: Api) -> None:
         return api.show_subscription(account.cancel_subscription(found, form))
 
 
+def add_schedules(app: Flask, api: Api) -> None:
+    """Serve schedules of subscriptions that run: what a second phase has."""
+    account = api.account
+
+    @app.post("/v1/subscription_schedules")
+    def create_schedule() -> Record:
+        key = api.form("schedule").get("from_subscription")
+        found = account.get("subscription", key, "from_subscription")
+        return shown("subscription_schedule")(account.schedule(found))
+
+    @app.post("/v1/subscription_schedules/<key>")
+    def update_schedule(key: str) -> Record:
+        form = api.form("schedule update")
+        found = account.update_schedule(account.get("subscription_schedule", key), form)
+        return shown("subscription_schedule")(found)
+
+
 def add_items(app: Flask, api: Api) -> None:
     """Serve subscription items; a change of one is an update of its subscription."""
     account = api.account
@@ -319,6 +353,12 @@ def add_invoices(app: Flask, api: Api) -> None:
             and in_bounds(query, "created", invoice["created"])
         ]
         return api.page(found, api.show_invoice)
+
+    @app.post("/v1/invoices/create_preview")
+    def create_preview() -> Record:
+        form = api.form("invoice preview")
+        found = account.get("subscription", form.get("subscription"), "subscription")
+        return api.show_invoice(account.preview(found))
 
     @app.get("/v1/invoices/<key>")
     def invoice(key: str) -> Record:
@@ -413,16 +453,21 @@ def add_meters(app: Flask, api: Api) -> None:
 
 def add_time(app: Flask, api: Api) -> None:
     """Serve test clocks."""
-    account, show = api.account, shown("test_helpers.test_clock")
+    account = api.account
+
+    def show(clock: Record) -> Record:
+        """Return a test clock, which takes its time to advance."""
+        busy = clock["ready_at"] > time.monotonic()
+        fields = {name: value for name, value in clock.items() if name != "ready_at"}
+        fields["status"] = "advancing" if busy else "ready"
+        return shown("test_helpers.test_clock")(fields)
 
     @app.post("/v1/test_helpers/test_clocks")
     def create_test_clock() -> Record:
         form = api.form("test clock")
         at = integer(form.get("frozen_time"), "frozen_time")
         return show(
-            account.add(
-                "test_clock", "clock", frozen_time=at, name=form.get("name"), status="ready"
-            )
+            account.add("test_clock", "clock", frozen_time=at, name=form.get("name"), ready_at=0.0)
         )
 
     @app.get("/v1/test_helpers/test_clocks")
@@ -438,6 +483,11 @@ def add_time(app: Flask, api: Api) -> None:
     def advance(key: str) -> Record:
         at = integer(api.form("test clock").get("frozen_time"), "frozen_time")
         return show(account.advance(account.get("test_clock", key), at))
+
+    @app.delete("/v1/test_helpers/test_clocks/<key>")
+    def delete_test_clock(key: str) -> Record:
+        account.delete_test_clock(account.get("test_clock", key))
+        return {"id": key, "object": "test_helpers.test_clock", "deleted": True}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ in `classic` all items share a period, and the usage of a price that was replace
 on no invoice; in `flexible` each item has its own, and an invoice item bills that usage.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from decimal import Decimal
@@ -244,7 +245,7 @@ class Account(Ledger):
         merge_metadata(subscription, form)
         self.set_end(subscription, form)
         if resets:
-            self.reset(subscription, closing, now)
+            self.reset(subscription, closing, now, behavior)
         elif "trial_end" in form:
             self.set_trial(subscription, form["trial_end"], now, behavior)
         if behavior == "always_invoice" and any(
@@ -263,7 +264,8 @@ class Account(Ledger):
                 raise StripeError(400, message)
         anchor = form.get("billing_cycle_anchor")
         flexible = subscription["billing_mode"] == "flexible"
-        if is_now(anchor) and flexible and behavior_of(form) != "always_invoice":
+        plain = is_now(anchor) and flexible and behavior_of(form) != "always_invoice"
+        if plain and self.meters.readings["plain_reset"] == "unknown":
             raise StripeError(400, RESET, "proration_behavior")
         self.check_entries(subscription, form.get("items", []))
 
@@ -327,8 +329,14 @@ class Account(Ledger):
             return
         if not self.metered(item):
             self.prorate(subscription, item, now, item["end"], credit=True)
-        elif subscription["billing_mode"] == "flexible":
+        elif self.bills_former_price(subscription):
             self.bill_usage(subscription, item, now)
+
+    def bills_former_price(self, subscription: Record) -> bool:
+        """Say whether an invoice item bills the usage of a price that goes in mid-period."""
+        reading = self.meters.readings["former_price"]
+        flexible = subscription["billing_mode"] == "flexible"
+        return bool(reading == "billed" or (reading == "by mode" and flexible))
 
     def enter(
         self, subscription: Record, item: Record, behavior: str, since: int | None = None
@@ -411,9 +419,17 @@ class Account(Ledger):
                 self.prorate(subscription, item, now, item["end"], credit=True)
         return closing
 
-    def reset(self, subscription: Record, closing: dict[str, Record], now: int) -> None:
+    def reset(
+        self, subscription: Record, closing: dict[str, Record], now: int, behavior: str
+    ) -> None:
         """Let new periods begin now, and invoice the closed ones without a draft hour."""
-        period = (subscription["start"], now)
+        period, readings = (subscription["start"], now), self.meters.readings
+        invoices = readings["reset_invoice"] != "absent"
+        if subscription["billing_mode"] == "flexible" and behavior != "always_invoice":
+            invoices = readings["plain_reset"] == "invoiced"
+            for item in filter(self.metered, self.items(subscription)):
+                if readings["plain_reset"] == "waits":
+                    self.bill_usage(subscription, item, now)
         subscription |= {"anchor": now, "fixed_anchor": False}
         for item in self.items(subscription):
             self.begin(subscription, item, now)
@@ -421,7 +437,9 @@ class Account(Ledger):
         if subscription["billing_mode"] == "classic":
             gone = []
         lines = self.renewal_lines(subscription, self.items(subscription), closing)
-        self.invoice(subscription, "subscription_update", [*gone, *lines], period)
+        if invoices:
+            draft = readings["reset_invoice"] == "draft"
+            self.invoice(subscription, "subscription_update", [*gone, *lines], period, draft)
 
     def renewal_lines(
         self, subscription: Record, items: list[Record], closing: dict[str, Record]
@@ -512,12 +530,20 @@ class Account(Ledger):
             for item in self.items(subscription):
                 if not self.metered(item) and not self.is_free_now(subscription, item):
                     self.prorate(subscription, item, now, item["end"], credit=True)
-        if form.get("invoice_now") == "true" and subscription["status"] in RENEWING:
+        if self.bills_cancellation(form) and subscription["status"] in RENEWING:
             closing = self.closings(subscription, self.items(subscription), now)
-            period = (subscription["start"], now)
-            self.invoice(subscription, "subscription_update", list(closing.values()), period)
+            lines, period = list(closing.values()), (subscription["start"], now)
+            draft = self.meters.readings["cancel_invoice"] == "draft"
+            self.invoice(subscription, "subscription_update", lines, period, draft)
         self.end(subscription, now)
         return subscription
+
+    def bills_cancellation(self, form: Record) -> bool:
+        """Say whether a cancellation at once bills the usage so far."""
+        readings = self.meters.readings
+        if form.get("invoice_now") == "true":
+            return bool(readings["cancel_invoice"] != "absent")
+        return bool(readings["cancel_now"] == "billed")
 
     def end(self, subscription: Record, at: int) -> None:
         """End a subscription and tell."""
@@ -556,8 +582,10 @@ class Account(Ledger):
         closing = {}
         for item in items:
             free = self.is_free_now(subscription, item)
-            if self.metered(item) and (not free or self.meters.readings["trial_line"] == "zero"):
-                closing[item["id"]] = self.closing_line(item, at, free, draft)
+            reading = self.meters.readings["trial_line"]
+            if self.metered(item) and (not free or reading != "absent"):
+                unbilled = bool(free) and reading == "zero"
+                closing[item["id"]] = self.closing_line(item, at, unbilled, draft)
         return closing
 
     def renew(self, subscription: Record, at: int) -> None:
@@ -567,6 +595,10 @@ class Account(Ledger):
         if self.is_over(subscription, at):
             items = self.items(subscription)
             lines = list(self.closings(subscription, items, at, draft=True).values())
+            if self.meters.readings["last_draft"] == "lost":
+                lines = [line | {"arrived_before": at} for line in lines]
+            elif self.meters.readings["last_draft"] == "absent":
+                lines = []
             if lines or self.pending(subscription):
                 self.invoice(subscription, "subscription_cycle", lines, period, draft=True)
             self.end(subscription, at)
@@ -591,6 +623,33 @@ class Account(Ledger):
         last = max(item["end"] for item in self.items(subscription))
         asked = subscription["cancel_at_period_end"] and at >= last
         return bool(asked) or subscription["cancel_at"] == at
+
+    def schedule(self, subscription: Record) -> Record:
+        """Put a schedule over a subscription, with its running period as the one phase."""
+        made = self.add(
+            "subscription_schedule",
+            "sub_sched",
+            customer=subscription["customer"],
+            end_behavior="release",
+            phases=[{"start_date": subscription["start"], "end_date": subscription["end"]}],
+            status="active",
+            subscription=subscription["id"],
+            test_clock=subscription["test_clock"],
+        )
+        subscription["schedule"] = made["id"]
+        return made
+
+    def update_schedule(self, schedule: Record, form: Record) -> Record:
+        """Let a second phase replace all items at the running period's end."""
+        subscription = self.get("subscription", schedule["subscription"])
+        running, coming = form.get("phases") or [{}, {}]
+        at = integer(coming.get("start_date", running.get("end_date")), "phases[1][start_date]")
+        if at != subscription["end"]:
+            raise StripeError(400, "This stand-in switches at the running period's end.", "phases")
+        goes = [{"id": item["id"], "deleted": "true"} for item in self.items(subscription)]
+        comes = [{"price": entry.get("price")} for entry in coming.get("items", [])]
+        self.switch_at_renewal(subscription, [*comes, *goes])
+        return schedule
 
     def switch(
         self,
@@ -643,7 +702,11 @@ class Account(Ledger):
     ) -> None:
         """Invoice a renewal; classic gives what a schedule replaced an invoice of its own."""
         switch_reason = self.meters.readings["switch_reason"]
-        if gone and subscription["billing_mode"] == "classic":
+        how = self.meters.readings["switch_lines"]
+        if how == "absent":
+            gone = []
+        classic = subscription["billing_mode"] == "classic"
+        if gone and (how == "apart" or (how == "by mode" and classic)):
             self.invoice(subscription, switch_reason, gone, period, draft=True)
             gone, switched_reason = [], "subscription_cycle"
             if not lines and not self.pending(subscription):
@@ -661,8 +724,20 @@ class Account(Ledger):
             message = "The time to advance to must be after the test clock's present one."
             raise StripeError(400, message, "frozen_time")
         test_clock["frozen_time"] = frozen_time
+        busy = float(self.meters.readings["advances_for_seconds"])
+        test_clock["ready_at"] = time.monotonic() + busy
         self.catch_up()
         return test_clock
+
+    def delete_test_clock(self, test_clock: Record) -> None:
+        """Remove a test clock with all that hangs on it, unless it advances."""
+        if test_clock["ready_at"] > time.monotonic():
+            raise StripeError(400, "The test clock is advancing.")
+        for objects in self.objects.values():
+            for found in list(objects.values()):
+                if found.get("test_clock") == test_clock["id"]:
+                    del objects[found["id"]]
+        del self.objects["test_clock"][test_clock["id"]]
 
     def catch_up(self) -> None:
         """Let happen what has come due: renewals, ends and finalizations, in order."""

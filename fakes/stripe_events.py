@@ -26,7 +26,8 @@ def add_events(app: Flask, api: Api) -> None:
 
     def show(event: Record) -> Record:
         """Return an event as it was made; only what is pending of it changes."""
-        return event | {"pending_webhooks": int(event["id"] not in endpoint.taken)}
+        is_pending = event["id"] in endpoint.events.keys() - endpoint.taken
+        return event | {"pending_webhooks": int(is_pending)}
 
     @app.get("/v1/events")
     def list_events() -> Response:

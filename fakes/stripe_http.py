@@ -19,6 +19,11 @@ NEWEST_VERSION = "2026-10-28.endive"
 NESTED = re.compile(r"\[([^\]]*)\]")
 PARAMETERS = {
     "product": {"name", "description", "metadata", "unit_label"},
+    "product update": {"active"},
+    "price update": {"active"},
+    "invoice preview": {"subscription"},
+    "schedule": {"from_subscription"},
+    "schedule update": {"end_behavior", "phases"},
     "price": {
         "billing_scheme", "currency", "lookup_key", "metadata", "nickname", "product",
         "recurring", "tiers", "tiers_mode", "transfer_lookup_key", "transform_quantity",

@@ -44,11 +44,18 @@ class Ledger(Usage):
             "type": "subscription",
             "counted_from": item["counted_from"],
             "counted_until": None,
-            # Where the price changed in the cycle, what comes in the draft hour does not count
-            # (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
-            "arrived_before": end if draft and item["changed"] else None,
+            "arrived_before": end if draft and self.is_lost_in_draft(item) else None,
             "frozen": free,
         }
+
+    def is_lost_in_draft(self, item: Record) -> bool:
+        """Say whether what comes in the draft hour does not count.
+
+        Where the price changed in the cycle it does not
+        (docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period).
+        """
+        reading = "changed_draft" if item["changed"] else "draft_hour"
+        return bool(self.meters.readings[reading] == "lost")
 
     def licensed_line(self, item: Record) -> Record:
         """Return the line over a licensed item's whole price."""
@@ -83,6 +90,8 @@ class Ledger(Usage):
             until = until if line["counted_until"] is None else line["counted_until"]
             window, before = (since, until), line["arrived_before"]
             counted = self.meters.count(meter, customer, window, as_of, before)
+            if self.meters.readings["fractions"] == "whole":
+                counted = Decimal(int(counted))
         else:
             since = start if line["counted_from"] is None else line["counted_from"] - 1
             counted = Decimal(self.usage(line["item"], since, end))
@@ -217,6 +226,32 @@ class Ledger(Usage):
             if not line["frozen"] or (recounted and line.get("usage")):
                 self.count(line, invoice["customer"], as_of)
         invoice["total"] = sum(line["amount"] for line in invoice["lines"])
+
+    def preview(self, subscription: Record) -> Record:
+        """Return what a subscription's next invoice would bill, as of now."""
+        now = self.now(subscription["test_clock"])
+        items = [self.get("subscription_item", key) for key in subscription["items"]]
+        invoice = {
+            "id": "upcoming_in",
+            "auto_advance": True,
+            "automatically_finalizes_at": None,
+            "accepted_at": now,
+            "billing_reason": "upcoming",
+            "collection_method": "charge_automatically",
+            "created": now,
+            "customer": subscription["customer"],
+            "finalized_at": None,
+            "lines": [self.closing_line(i, i["end"]) for i in items if self.metered(i)],
+            "livemode": False,
+            "metadata": {},
+            "period_end": subscription["end"],
+            "period_start": subscription["start"],
+            "status": "draft",
+            "subscription": subscription["id"],
+            "test_clock": subscription["test_clock"],
+        }
+        self.refresh(invoice, now)
+        return invoice
 
     def finalize(self, invoice: Record, at: int) -> None:
         """Count once more and close a draft; one over nothing is paid at once."""

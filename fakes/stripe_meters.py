@@ -1,8 +1,10 @@
 """Billing Meters and their events, and what Stripe's documents leave open."""
 
 import re
+import time
 from decimal import Decimal
 
+from fakes.stripe_prices import number
 from fakes.stripe_store import BASIL, Record, Store, StripeError, choice, integer, missing
 
 DAY = 86_400
@@ -14,11 +16,27 @@ READINGS = {
     "boundary": ("later", "earlier"),
     "changed_start": ("stays", "moves"),
     "changed_recount": ("frozen", "recounted"),
+    "draft_hour": ("counted", "lost"),
+    "changed_draft": ("lost", "counted"),
+    "last_draft": ("counted", "lost", "absent"),
+    "former_price": ("by mode", "billed", "lost"),
+    "switch_lines": ("by mode", "apart", "together", "absent"),
+    "reset_invoice": ("final", "draft", "absent"),
+    "plain_reset": ("unknown", "waits", "lost", "invoiced"),
+    "cancel_now": ("nothing", "billed"),
+    "cancel_invoice": ("final", "draft", "absent"),
+    "fractions": ("exact", "whole"),
+    "meterless": ("made", "refused"),
+    "closed_record": ("refused", "taken"),
     "switch_reason": ("subscription_cycle", "subscription_update"),
-    "trial_line": ("absent", "zero"),
+    "trial_line": ("absent", "zero", "billed"),
     "time_codes": ("absent", "given"),
     "refusal_words": ("plain", "other"),
+    "time_window": ("replaces", "keeps"),
+    "event_time": ("clock", "machine"),
 }
+# What takes seconds of this machine's, whatever a test clock says.
+SECONDS = ("shown_after_seconds", "advances_for_seconds")
 # The refusals whose words are not known to us, in two wordings: nobody may go by either.
 WORDS = {
     "timestamp": {
@@ -35,7 +53,8 @@ class Meters:
     What Stripe leaves unknown can be read either way: whether "last" goes by `timestamp` or by
     `arrival`, whether the `first` or the `last` of equal timestamps wins, and whether an event
     at a boundary counts in the `earlier` or the `later` period. An event counts only some
-    seconds after it was taken, for Stripe works on them later.
+    seconds after it was taken, for Stripe works on them later: of its account's time, which for a
+    test clock's customer is that clock's, and of this machine's (`shown_after_seconds`).
     """
 
     def __init__(self, account: Store) -> None:
@@ -45,13 +64,15 @@ class Meters:
         self.errors: list[Record] = []
         self.told = 0
         self.readings: Record = {name: known[0] for name, known in READINGS.items()}
-        self.readings["counts_after_seconds"] = 0
+        self.readings |= dict.fromkeys(("counts_after_seconds", *SECONDS), 0)
 
     def choose(self, wanted: Record) -> Record:
         """Set readings, all or none, and return them all."""
         for name, value in wanted.items():
             if name == "counts_after_seconds":
                 integer(value, name)
+            elif name in SECONDS:
+                number(value, name)
             elif name not in READINGS:
                 raise missing("reading", name, name)
             else:
@@ -119,14 +140,15 @@ class Meters:
         now = self.account.now(who["test_clock"] if who else None)
         at = integer(form.get("timestamp", now), "timestamp")
         if who:
-            self.check_time(at, now)
+            by_clock = self.readings["event_time"] == "clock"
+            self.check_time(at, now if by_clock else self.account.now())
         event = {"event_name": form["event_name"], "payload": payload, "timestamp": at}
         identifier = identifier or f"event-{len(self.events) + len(self.errors) + 1}"
         problem = problem_of(form["event_name"], payload, meters, bool(who))
         if who and problem is None:
             value = self.value(payload.get(meters[0]["value_settings"]["event_payload_key"]))
             found = {"meter": meters[0]["id"], "who": who["id"], "value": value}
-            self.events.append(event | found | {"arrived": now})
+            self.events.append(event | found | {"arrived": now, "taken": time.monotonic()})
         elif problem:
             meter = meters[0]["id"] if meters else None
             known = {"identifier": identifier, "meter": meter, "arrived": self.account.now()}
@@ -181,11 +203,13 @@ class Meters:
         if as_of is None:
             as_of = self.account.now(self.account.get("customer", who)["test_clock"])
         lag = int(self.readings["counts_after_seconds"])
+        shown = time.monotonic() - float(self.readings["shown_after_seconds"])
         known = [
             (event["timestamp"], n, event["value"])
             for n, event in enumerate(self.events)
             if (event["meter"], event["who"]) == (meter, who)
             and event["arrived"] + lag <= as_of
+            and event["taken"] <= shown
             and (before is None or event["arrived"] + lag < before)
         ]
         found = self.in_time_windows(meter, known)
@@ -196,7 +220,7 @@ class Meters:
     ) -> list[tuple[int, int, Decimal]]:
         """Return the last received event of each hour or day, where a meter has such windows."""
         name = self.account.get("meter", meter)["event_time_window"]
-        if name is None:
+        if name is None or self.readings["time_window"] == "keeps":
             return events
         return list({event[0] // WINDOWS[name]: event for event in events}.values())
 

@@ -127,7 +127,7 @@ class Catalog(Store):
         """Create a recurring price; since basil a metered one needs a meter."""
         recurring = form.get("recurring", {})
         metered, meter = recurring.get("usage_type") == "metered", recurring.get("meter")
-        if metered and not meter and version >= BASIL:
+        if metered and not meter and (version >= BASIL or self.refuses_meterless()):
             raise StripeError(400, NEEDS_METER, "recurring[meter]")
         if meter:
             self.get("meter", meter, "recurring[meter]")
@@ -153,6 +153,10 @@ class Catalog(Store):
             type="recurring",
             **fields,
         )
+
+    def refuses_meterless(self) -> bool:
+        """Say whether old versions make no metered price without a meter any more."""
+        return False
 
     def free_lookup_key(self, form: Record) -> None:
         """Take the lookup key from the price that has it, if the form asks for that."""

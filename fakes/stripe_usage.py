@@ -23,6 +23,10 @@ class Usage(Catalog):
         self.records: dict[str, dict[int, int]] = {}
         self.meters = Meters(self)
 
+    def refuses_meterless(self) -> bool:
+        """Say whether old versions make no metered price without a meter any more."""
+        return bool(self.meters.readings["meterless"] == "refused")
+
     def create_usage_record(self, item: Record, form: Record) -> Record:
         """Set or increment the usage at one instant of the running period."""
         subscription = self.get("subscription", item["subscription"])
@@ -56,7 +60,7 @@ class Usage(Catalog):
         now = self.now(item["test_clock"])
         given = form.get("timestamp", "now")
         timestamp = now if given == "now" else integer(given, "timestamp")
-        if timestamp <= item["start"]:
+        if timestamp <= item["start"] and self.meters.readings["closed_record"] == "refused":
             raise StripeError(400, CLOSED, "timestamp")
         if timestamp > now:
             message = "Cannot create the usage record with a timestamp in the future."

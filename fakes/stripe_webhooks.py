@@ -32,6 +32,7 @@ SETTINGS = (
     "delay_seconds",
     "retry_seconds",
     "hold",
+    "unsent",
 )
 THIN = "v2.core.event"
 
@@ -73,6 +74,7 @@ class Endpoint:
         self.retry_seconds: list[float] = [1, 2, 4, 8]
         self.enabled_events = list(ENABLED_EVENTS)
         self.hold = False
+        self.unsent: str | None = None
         # What is sent; what `GET /v1/events` shows; what `GET /v2/core/events/<id>` shows.
         self.events: dict[str, dict[str, Any]] = {}
         self.snapshots: dict[str, dict[str, Any]] = {}
@@ -89,7 +91,8 @@ class Endpoint:
         `hold` keeps events back until they are released. Thin events have a `thin_secret` of
         their own, and are made only with one. Another account's events name it as `account`, or
         with `context` as an organization's do. `account_version` is the version in which
-        `GET /v1/events` shows what happens from now on, if that is not the endpoint's.
+        `GET /v1/events` shows what happens from now on, if that is not the endpoint's. `unsent`
+        lets it show what goes to no endpoint, too: as `taken`, or as `failed`.
         """
         self.api_version = self.api_version or default_version
         for name in SETTINGS:
@@ -105,7 +108,7 @@ class Endpoint:
 
     def emit(self, kind: str, change: Callable[[str], dict[str, Any]]) -> None:
         """Make an event of a change, which is had in a version, and deliver it, or hold it."""
-        if not self.takes(kind):
+        if not self.takes(kind) and self.unsent is None:
             return
         event: dict[str, Any] = {
             "id": self.new_id(),
@@ -125,7 +128,10 @@ class Endpoint:
         if version not in (None, self.api_version):
             shown = event | {"api_version": version, "data": change(str(version))}
         self.snapshots[event["id"]] = shown
-        self.send(event)
+        if self.takes(kind):
+            self.send(event)
+        elif self.unsent == "taken":
+            self.taken.add(event["id"])
 
     def emit_thin(
         self, kind: str, related: dict[str, Any] | None, data: dict[str, Any]

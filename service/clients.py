@@ -33,6 +33,21 @@ class RetryWithoutWait(RetryPolicy):
         """Return no wait."""
 
 
+def create_stripe_client(
+    settings: Mapping[str, Any], observe: Observe = unobserved
+) -> stripe.StripeClient:
+    """Return Stripe's client; nothing is sent yet. `observe` takes the seconds of each call."""
+    # Its telemetry would write a file into the user's home.
+    stripe.enable_telemetry = False
+    name = "STRIPE_API_BASE"
+    return stripe.StripeClient(
+        settings["STRIPE_KEY"],
+        base_addresses={"api": settings[name]},
+        max_network_retries=1,
+        http_client=stripe.RequestsClient(session=http_session(settings[name], observe, name)),
+    )
+
+
 def create_clients(
     settings: Mapping[str, Any], observe: Callable[[str], Observe] = lambda _: unobserved
 ) -> Clients:
@@ -40,18 +55,9 @@ def create_clients(
 
     `observe` returns, for a service's name, what takes the seconds of each of its calls.
     """
-    # Its telemetry would write a file into the user's home.
-    stripe.enable_telemetry = False
-    stripe_session, openmeter_session = (
-        http_session(settings[name], observe(service), name)
-        for service, name in (("stripe", "STRIPE_API_BASE"), ("openmeter", "OPENMETER_URL"))
-    )
-    stripe_client = stripe.StripeClient(
-        settings["STRIPE_KEY"],
-        base_addresses={"api": settings["STRIPE_API_BASE"]},
-        max_network_retries=1,
-        http_client=stripe.RequestsClient(session=stripe_session),
-    )
+    stripe_client = create_stripe_client(settings, observe("stripe"))
+    name = "OPENMETER_URL"
+    openmeter_session = http_session(settings[name], observe("openmeter"), name)
     openmeter_client = openmeter.Client(
         endpoint=settings["OPENMETER_URL"],
         token=settings["OPENMETER_TOKEN"],

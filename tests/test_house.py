@@ -15,6 +15,7 @@ OURS = {
     "bench",
     "doctor",
     "fakes",
+    "probe",
     "service",
     "setup_stripe",
     "tests",
@@ -343,6 +344,78 @@ ARROWS = {
         "doctor.reached",
         "doctor.reading",
     },
+    "probe.questions": set(),
+    "probe.sandbox": {
+        "billing.stripe_api",
+        "probe.questions",
+    },
+    "probe.scene": {
+        "billing.clock",
+        "billing.stripe_api",
+        "billing.ways",
+        "probe.questions",
+        "probe.sandbox",
+    },
+    "probe.meter_events": {
+        "billing.clock",
+        "probe.questions",
+        "probe.sandbox",
+        "probe.scene",
+    },
+    "probe.changes": {
+        "billing.clock",
+        "billing.stripe_api",
+        "probe.questions",
+        "probe.sandbox",
+        "probe.scene",
+    },
+    "probe.endings": {
+        "billing.clock",
+        "billing.stripe_api",
+        "probe.questions",
+        "probe.sandbox",
+        "probe.scene",
+    },
+    "probe.records": {
+        "billing.clock",
+        "billing.stripe_api",
+        "billing.ways",
+        "probe.questions",
+        "probe.sandbox",
+        "probe.scene",
+    },
+    "probe.telling": {
+        "billing.clock",
+        "billing.stripe_api",
+        "probe.questions",
+        "probe.records",
+        "probe.sandbox",
+        "probe.scene",
+    },
+    "probe.table": {
+        "billing.tables",
+        "probe.questions",
+    },
+    "probe.command": {
+        "billing.commands",
+        "billing.stripe_api",
+        "billing.tables",
+        "billing.ways",
+        "probe.changes",
+        "probe.endings",
+        "probe.meter_events",
+        "probe.questions",
+        "probe.records",
+        "probe.sandbox",
+        "probe.table",
+        "probe.telling",
+        "service.clients",
+        "service.rates",
+        "service.settings",
+    },
+    "probe.__main__": {
+        "probe.command",
+    },
     "service.clients": {
         "service.transport",
     },
@@ -403,7 +476,7 @@ def roots(names: set[str]) -> set[str]:
 
 
 def test_the_house_has_these_rooms_and_no_other() -> None:
-    folders = (ROOT, *(ROOT / name for name in ("audit", "billing", "doctor", "service")))
+    folders = (ROOT, *(ROOT / name for name in ("audit", "billing", "doctor", "probe", "service")))
     files = {path for folder in folders for path in folder.glob("*.py")}
     assert {path for path in files if path.name != "__init__.py"} == set(map(path_of, ARROWS))
     assert len(list(ROOT.glob("*.py"))) == 4
@@ -421,6 +494,7 @@ def test_the_arrows_run_one_way() -> None:
     allowed = {
         "app": {"audit", "billing", "doctor", "service", "usage"},
         "doctor": {"doctor", "billing", "usage"},
+        "probe": {"probe", "billing", "service"},
         "audit": {"audit", "billing", "service", "usage"},
         "billing": {"billing", "service", "usage"},
         "service": {"service", "usage"},

@@ -101,7 +101,7 @@ def rooms() -> set[str]:
 def test_development_has_a_line_for_each_module() -> None:
     modules = [
         path
-        for folder in ("", "audit/", "billing/", "doctor/", "service/")
+        for folder in ("", "audit/", "billing/", "doctor/", "probe/", "service/")
         for path in ROOT.glob(f"{folder}*.py")
     ]
     named = {str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py"}

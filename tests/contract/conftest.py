@@ -6,6 +6,7 @@ import pytest
 import requests
 from click.testing import Result
 
+import probe.command
 import setup_stripe
 from billing import stripe_api
 from tests.conftest import DAY, END, KEY, SECRET, Stripe
@@ -77,6 +78,7 @@ def life(
     what_was_refused_or_missed(story)
     assert story.service.open("GET", "/readyz").status_code == 200
     seed(story.stripe, monkeypatch)
+    ask_all_questions(story.stripe, monkeypatch)
     lived += sent
     return lived
 
@@ -142,6 +144,15 @@ def seed(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRIPE_API_BASE", stripe.url)
     setup_stripe.main([])
     setup_stripe.main(["--billing", "meter", "--test-clock"])
+
+
+def ask_all_questions(stripe: Stripe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the probe, which makes some calls only where others are answered."""
+    found = {"STRIPE_KEY": KEY, "STRIPE_API_BASE": stripe.url, "STRIPE_RATE_SHARE": "0"}
+    monkeypatch.setattr(probe.command, "load_environment", lambda: found)
+    stripe.fake("POST", "readings", {"plain_reset": "waits"})
+    with pytest.raises(SystemExit):
+        probe.command.main(["--patience", "20"])
 
 
 def command(story: Story, status: int, name: str, *options: str) -> Result:

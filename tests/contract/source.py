@@ -16,9 +16,13 @@ WIRE = {
     "fetch_object": "GET",
     "iter_pages": "GET",
     "list_all": "GET",
+    "list_marked": "GET",
     "list_page": "GET",
+    "listed": "GET",
     "post_latest": "POST",
+    "post_object": "POST",
 }
+ROOMS = ("audit", "billing", "probe")
 SCRIPT = re.compile(r"client\.v1\.(.+)\.(create|list)")
 OPTIONS = {"idempotency_key", "stripe_version"}
 ANY = "[^/?]+"
@@ -44,8 +48,9 @@ class Written(NamedTuple):
 
 
 def written() -> Iterator[Written]:
-    """Yield each call to Stripe of the service, its commands and the script."""
-    for path in sorted([ROOT / "app.py", *ROOT.glob("billing/*.py"), *ROOT.glob("audit/*.py")]):
+    """Yield each call to Stripe of the service, its commands, the probe and the script."""
+    rooms = [ROOT / "app.py", *(p for name in ROOMS for p in ROOT.glob(f"{name}/*.py"))]
+    for path in sorted(rooms):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 yield from calls_of(node, f"{path.relative_to(ROOT)} {node.name}")

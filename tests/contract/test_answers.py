@@ -129,6 +129,8 @@ def listed(story: Story, version: str) -> Iterator[Json]:
         yield from read(f"invoices/{invoice['id']}/lines")
     for found in read("subscriptions", status="all", **{"expand[0]": "data.latest_invoice"}):
         yield found
+        if found["status"] == "active":
+            yield story.call("POST", "invoices/create_preview", version, subscription=found["id"])
         yield from read("subscription_items", subscription=found["id"])
 
 

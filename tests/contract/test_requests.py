@@ -15,14 +15,19 @@ from contextlib import contextmanager
 import pytest
 
 from fakes.processes import DIRECT, ROOT, Process, wait_for
+from probe.endings import RESET_VERSION
 from tests.conftest import ACACIA, ENDIVE
 from tests.contract.conftest import Sent
-from tests.contract.source import written
+from tests.contract.source import ROOMS, written
 
 # The release that judges requests of an API version. None that has usage records knows 2025: the
 # older one's document is of 2022-11-15.
 RELEASES = dict(re.findall(r"^STRIPE_MOCK_(\w+) = (\S+)", (ROOT / "Makefile").read_text(), re.M))
-JUDGES = {ENDIVE: RELEASES["NEWEST"], ACACIA: RELEASES["USAGE_RECORDS"]}
+JUDGES = {
+    ENDIVE: RELEASES["NEWEST"],
+    RESET_VERSION: RELEASES["NEWEST"],
+    ACACIA: RELEASES["USAGE_RECORDS"],
+}
 # What stripe-mock has no paths of: Stripe's second API.
 NOT_SERVED = "/v2/core/events/"
 LISTENS = re.compile(r"HTTP at address: (127\.0\.0\.1:\d+)")
@@ -91,7 +96,7 @@ def test_no_call_of_the_source_is_left_out(life: list[Sent]) -> None:
     calls = list(written())
     assert [each for each in calls if not any(map(each.is_made_by, life))] == []
     # Nothing goes by another way than these.
-    every = [ROOT / "app.py", *ROOT.glob("billing/*.py"), *ROOT.glob("audit/*.py")]
+    every = [ROOT / "app.py", *(p for name in ROOMS for p in ROOT.glob(f"{name}/*.py"))]
     assert sum(path.read_text().count(".raw_request(") for path in every) == 1
     script = (ROOT / "setup_stripe.py").read_text()
     assert script.count(".v1.") == sum(each.where == "setup_stripe.py" for each in calls)

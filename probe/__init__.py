@@ -1,0 +1,1 @@
+"""What Stripe's documents leave open, tried out on a sandbox."""

@@ -1,0 +1,1 @@
+"""The probe has to recognise what the stand-in of Stripe is told."""

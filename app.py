@@ -296,12 +296,11 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         event = parse_event(body)
         about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
         logs.replace_log_fields(**about, **events.parties(event))
-        if late.take(event.get("id")):
-            return log_and_repeat(event)
-        outcome = report_in_time(event, services)
-        if outcome is not None and not outcome.failed:
+        is_repeated = late.take(event.get("id"))
+        outcome = None if is_repeated else report_in_time(event, services)
+        if is_repeated or (outcome is not None and not outcome.failed):
             late.note(event.get("id"), sent_at(signature), services.stripe.clock.now())
-        return log_and_respond(event, outcome)
+        return log_and_repeat(event) if is_repeated else log_and_respond(event, outcome)
 
 
 def add_probes(app: Flask, services: Services) -> None:

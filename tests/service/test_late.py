@@ -91,6 +91,12 @@ def test_the_next_attempt_of_a_late_report_is_answered_at_once_and_the_one_after
     assert len(post(0).json["reported"]) == 1
 
 
+def test_a_late_answer_to_the_next_attempt_is_remembered_as_well(post: Post) -> None:
+    assert len(post(30).json["reported"]) == 1
+    assert [set(post(seconds).json) for seconds in (30, 30, 0)] == [{"repeated"}] * 3
+    assert len(post(0).json["reported"]) == 1
+
+
 def test_a_late_failure_is_tried_again(service: Service, post: Post) -> None:
     service.openmeter.fault(path="/query", status=500, times=2)
     assert post(30).status_code == 500

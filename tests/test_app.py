@@ -585,6 +585,19 @@ def test_one_item_that_cannot_be_billed_keeps_all_from_being_written(start: Star
     assert service.called() == []
 
 
+@pytest.mark.parametrize(("seconds", "is_read_again"), [(599, True), (700, False)])
+def test_a_fresh_event_of_a_period_that_ends_soon_is_read_again(
+    service: Service, seconds: int, is_read_again: bool
+) -> None:
+    now = int(time.time())
+    period = {"current_period_start": now - 86_400, "current_period_end": now + seconds}
+    subscription = {**service.stripe.subscription(), **period}
+    service.forget()
+    service.deliver(subscription)
+    read = [seen for seen in service.called() if seen["path"].startswith("/v1/subscriptions/")]
+    assert bool(read) == is_read_again
+
+
 # What fails upstream
 
 QUERY = {"path": "/query", "method": "GET"}

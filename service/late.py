@@ -1,8 +1,8 @@
 """Events whose work was done, but so late that Stripe may not have waited for the answer.
 
-Stripe's time-out is not published. Where many deliveries come at once, it sends those again that it
-gave up on, an hour later all at once (docs.stripe.com/webhooks, "Retry behavior"); with the work to
-do again they would be too late again, and their drafts be held for days.
+Stripe's time-out is not published. Where many deliveries come at once, it gives up on many, and
+sends those again with growing waits for three days (docs.stripe.com/webhooks, "Retry behavior").
+With the work to do again they would be too late again, and their drafts be held all that time.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from threading import Lock
 
 # How long after it was sent a delivery's answer may have come too late, and for how long its next
-# attempt is expected: Stripe's attempts are hours apart.
+# attempt is expected. Each attempt is signed anew.
 LATE_SECONDS, EXPECTED_SECONDS = 10, 24 * 3_600
 MOST_LATE = 50_000
 # (docs.stripe.com/webhooks, "Verify webhook signatures manually")

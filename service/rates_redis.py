@@ -15,7 +15,7 @@ ANSWER_SECONDS, GONE_SECONDS = 0.5, 10
 # How long one delivery that waits holds up the commands (longer than its turn takes to come), how
 # long a command's call is held up in all, and how often it looks.
 WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_500, 30, 0.05
-# From several processes they differ by more.
+# As in service/rates.py: what several processes let go together differs by more.
 LONGER = 1.05
 # What was taken is forgotten after some seconds, and the whole key when nobody takes any more.
 TRIM_SECONDS, KEPT_SECONDS = 1, 60

@@ -1,37 +1,45 @@
 """How requests go out: over shared connections, and within a bound of time and size.
 
-Both SDKs send through `http_session`, and neither knows of it.
+Both SDKs send through `http_session`, and neither knows of it. libcurl carries what they send: it
+keeps to the bounds by itself, and a thread that waits for it holds up no other.
 """
 
 import io
-import socket
-import ssl
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from http.client import HTTPResponse
 from threading import TIMEOUT_MAX
 from typing import Any
 
+import pycurl
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from requests.adapters import BaseAdapter
+from requests.exceptions import ProxyError, SSLError
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 
 Observe = Callable[[float], object]
 
 # To one service: of gunicorn's threads, and of the pool beside them.
 MAX_CONNECTIONS = 96
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
-# For one attempt; what is left of the delivery's time can be less.
-BOUND = Timeout(connect=3, read=8, total=9)
+# Seconds of one attempt: to connect, and in all; what is left of the delivery's time can be less.
+BOUND = (3.0, 9.0)
 # The monotonic second at which a delivery's time is used up.
 DEADLINE: ContextVar[float] = ContextVar("deadline", default=TIMEOUT_MAX)
 # What requests reads of certificates (requests.readthedocs.io, "SSL Cert Verification").
 CA_VARIABLES = "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
+# Of the server and of a proxy that speaks TLS.
+CA_FILE = (pycurl.CAINFO, pycurl.PROXY_CAINFO)
+CA_FOLDER = (pycurl.CAPATH, pycurl.PROXY_CAPATH)
+# libcurl's errors (curl.se/libcurl/c/libcurl-errors.html) that are not of the connection itself.
+NOT_TRUSTED, NO_CERTIFICATES = pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE
+TLS_ERRORS = (NOT_TRUSTED, NO_CERTIFICATES, pycurl.E_SSL_CONNECT_ERROR)
 # What OpenSSL says where the answer is no TLS.
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+NO_TLS = ("wrong version number", "http request", "record layer failure")
 
 
 @contextmanager
@@ -49,98 +57,114 @@ def seconds_left() -> float:
     return DEADLINE.get() - time.monotonic()
 
 
-def attempt_timeout() -> Timeout:
-    """Return the bound of an attempt that begins now. Raises ReadTimeout."""
+def attempt_timeout() -> tuple[float, float]:
+    """Return the bounds of an attempt that begins now, as BOUND. Raises ReadTimeout."""
+    connect, total = BOUND
     left = seconds_left()
     if left <= 0:
         raise requests.ReadTimeout("no time is left")
-    attempt = BOUND.clone()
-    attempt.total = min(attempt.total, left)  # type: ignore[type-var]
-    return attempt
+    return connect, min(total, left)
 
 
-class BoundedReader(io.RawIOBase):
-    """Read an answer from a socket until its time or size is used up.
+class Body(io.BytesIO):
+    """An answer's body. OpenMeter's SDK sets an attribute on it."""
 
-    The socket's own time-out, which is what this one starts with, begins anew with each byte.
+
+class BoundedAdapter(BaseAdapter):
+    """Send with our bounds, directly or through a proxy, over connections that are kept.
+
+    Each is a handle's of libcurl, which one thread has at a time. A kept connection that turns
+    out to be closed is opened anew within the same attempt: what is sent twice so is a query, or
+    has an idempotency key.
     """
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self.raw, self.sock = raw, sock
-        self.deadline = time.monotonic() + (sock.gettimeout() or 0)
-        self.left = MAX_ANSWER_BYTES
+    def __init__(self, proxy: str, certificates: str) -> None:
+        super().__init__()
+        self.proxy, self.certificates = proxy, certificates
+        self.idle = deque[pycurl.Curl]()
 
-    def readable(self) -> bool:
-        """Say that this can be read."""
-        return True
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, timeout: tuple[float, float], **_: Any
+    ) -> requests.Response:
+        """Send a request and read the answer, within seconds as BOUND. Raises RequestException."""
+        try:
+            curl = self.idle.pop()
+        except IndexError:
+            curl = self.new_handle()
+        try:
+            response = exchange(curl, request, timeout)
+        except pycurl.error as error:
+            raise self.request_error(curl, *error.args) from error
+        self.idle.append(curl)
+        return response
 
-    def readinto(self, buffer: Any) -> int | None:
-        """Read what has come. Raises TimeoutError or OSError."""
-        seconds = self.deadline - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError("the answer took too long")
-        self.sock.settimeout(seconds)
-        count = self.raw.readinto(buffer)
-        self.left -= count or 0
-        if self.left < 0:
-            raise OSError("the answer is too long")
-        return count
+    def new_handle(self) -> pycurl.Curl:
+        """Return a handle with all that no request changes."""
+        curl = pycurl.Curl()
+        curl.setopt(pycurl.NOSIGNAL, True)  # threads share the process' signals
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        for option in CA_FOLDER if os.path.isdir(self.certificates) else CA_FILE:
+            curl.setopt(option, self.certificates)
+        curl.setopt(pycurl.PROXY, self.proxy)
+        curl.setopt(pycurl.NOPROXY, "")
+        curl.setopt(pycurl.MAXFILESIZE_LARGE, MAX_ANSWER_BYTES)
+        return curl
+
+    def request_error(self, curl: pycurl.Curl, code: int, said: str) -> requests.RequestException:
+        """Return what requests calls an error of libcurl's, of which the handle is not kept."""
+        is_sent = curl.getinfo(pycurl.REQUEST_SIZE) > 0
+        if code == pycurl.E_OPERATION_TIMEDOUT:
+            return requests.ReadTimeout(said) if is_sent else requests.ConnectTimeout(said)
+        if code in TLS_ERRORS:
+            return SSLError(code, said)
+        if self.proxy and not is_sent:
+            return ProxyError("the proxy cannot be reached, or refuses")
+        return requests.ConnectionError(said)
 
     def close(self) -> None:
-        """Close what it reads from."""
-        self.raw.close()
-        super().close()
+        """Close the connections that nobody uses."""
+        while self.idle:
+            self.idle.pop().close()
 
 
-class BoundedResponse(HTTPResponse):
-    """An answer, its head and its body, within bounds."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock))
-
-
-class BoundedConnection(HTTPConnection):
-    """A connection whose answers have bounds."""
-
-    response_class = BoundedResponse
-
-
-class BoundedTLSConnection(HTTPSConnection):
-    """The same over TLS."""
-
-    response_class = BoundedResponse
-
-
-class BoundedPool(HTTPConnectionPool):
-    """Connections to a host."""
-
-    ConnectionCls = BoundedConnection
-
-
-class BoundedTLSPool(HTTPSConnectionPool):
-    """The same over TLS."""
-
-    ConnectionCls = BoundedTLSConnection
+def exchange(
+    curl: pycurl.Curl, request: requests.PreparedRequest, timeout: tuple[float, float]
+) -> requests.Response:
+    """Send a request and read the answer. Raises pycurl.error."""
+    response, lines = requests.Response(), list[bytes]()
+    response.raw = body = Body()
+    connect, total = timeout
+    headers = [f"{name}: {value!s}" for name, value in request.headers.items()]
+    if any("\n" in header or "\r" in header for header in headers):
+        raise requests.exceptions.InvalidHeader("a header has more than one line")
+    if request.body or request.method == "POST":
+        curl.setopt(pycurl.POSTFIELDS, request.body or "")
+    else:
+        curl.setopt(pycurl.HTTPGET, True)
+    curl.setopt(pycurl.CUSTOMREQUEST, request.method)
+    curl.setopt(pycurl.URL, request.url)
+    curl.setopt(pycurl.HTTPHEADER, headers)
+    curl.setopt(pycurl.CONNECTTIMEOUT_MS, round(1_000 * connect))
+    curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1_000 * total)))  # 0 is no bound
+    curl.setopt(pycurl.HEADERFUNCTION, lines.append)
+    curl.setopt(pycurl.WRITEFUNCTION, body.write)
+    curl.perform()
+    body.seek(0)
+    response.status_code, response.url = curl.getinfo(pycurl.RESPONSE_CODE), str(request.url)
+    response.headers = parse_headers(lines)
+    return response
 
 
-class BoundedAdapter(HTTPAdapter):
-    """Send with our bounds, directly or through a proxy."""
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """Make the pools of direct connections."""
-        super().init_poolmanager(*args, **options)
-        use_bounded_pools(self.poolmanager)
-
-    def proxy_manager_for(self, *args: Any, **options: Any) -> PoolManager:
-        """Return the pools of a proxy's connections."""
-        return use_bounded_pools(super().proxy_manager_for(*args, **options))
-
-
-def use_bounded_pools(manager: PoolManager) -> PoolManager:
-    """Let a manager's pools have bounds."""
-    manager.pool_classes_by_scheme = {"http": BoundedPool, "https": BoundedTLSPool}
-    return manager
+def parse_headers(lines: list[bytes]) -> CaseInsensitiveDict[str]:
+    """Return the headers of the last answer in what was received; hints come before it."""
+    found = CaseInsensitiveDict[str]()
+    for line in lines:
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon:
+            found[name] = value.strip()
+        elif name.startswith("HTTP/"):
+            found.clear()
+    return found
 
 
 class BoundedSession(requests.Session):
@@ -161,30 +185,19 @@ class BoundedSession(requests.Session):
         url: str,
         headers: Mapping[str, str] | None = None,
         data: Any = None,
-        verify: bool | str = True,
         **_: Any,
     ) -> requests.Response:
         """Send with our bounds, whatever the caller's are, and read the answer."""
         request = requests.PreparedRequest()
-        request.prepare(method, url, headers, data=data)
+        request.method, request.url, request.body = method.upper(), url, data
+        request.headers = CaseInsensitiveDict(headers or {})
         began = time.monotonic()
         try:
-            response = self.get_adapter(url).send(
-                request,
-                timeout=attempt_timeout(),  # type: ignore[arg-type]  # HTTPAdapter takes it
-                # Stripe's SDK brings certificates of its own; the environment's go before them.
-                verify=verify if self.verify is True else self.verify,
-                proxies=self.proxies,
-            )
-            response.content  # noqa: B018 - reads it, so that what fails does so here
+            response = self.get_adapter(url).send(request, timeout=attempt_timeout())
         except requests.RequestException as error:
             if self.told:
                 error.add_note(failure_text(error, self.told))
             raise
-        except OSError as error:  # requests' own, if there is no file of that name
-            failed = requests.exceptions.SSLError("a variable names no file of certificates")
-            failed.add_note(f"there is no such file as {CA_VARIABLES} says")
-            raise failed from error
         finally:
             self.observe(time.monotonic() - began)
         return response
@@ -200,32 +213,26 @@ def failure_text(error: requests.RequestException, told: str) -> str:
     Of a proxy not even the address is said: it can have a password.
     """
     kind = type(error).__name__
-    if isinstance(error, requests.exceptions.ProxyError):
+    if isinstance(error, ProxyError):
         return f"{kind}, on the way to {told}: is the proxy of the environment right?"
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(error, SSLError):
         return f"{kind} at {told}: {tls_cure(error)}"
     return f"{kind} at {told}"
 
 
-def tls_cure(error: requests.exceptions.SSLError) -> str:
+def tls_cure(error: SSLError) -> str:
     """Say what is wrong with a server's TLS, and what to set."""
-    cause = tls_cause(error)
-    if isinstance(cause, ssl.SSLCertVerificationError):
+    code, said = error.args
+    if code == NO_CERTIFICATES:
+        return f"what {CA_VARIABLES} names must be a file of certificates"
+    if code == NOT_TRUSTED:
         return (
-            f"the server's certificate is not accepted ({cause.verify_message}); if its authority "
+            f"the server's certificate is not accepted ({said}); if its authority "
             f"is your own, set {CA_VARIABLES} to a file with that authority's certificate"
         )
-    if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+    if any(sign in said for sign in NO_TLS):
         return "it speaks no TLS there: is it http:// instead of https://?"
-    return f"no TLS came about; what {CA_VARIABLES} names, if set, must be a file of certificates"
-
-
-def tls_cause(error: BaseException) -> BaseException | None:
-    """Return what TLS itself said, from inside the errors around it."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ssl.SSLError):
-        inner = inner.__cause__ or inner.__context__
-    return inner
+    return f"no TLS came about ({said})"
 
 
 def http_session(
@@ -238,7 +245,8 @@ def http_session(
     """
     session = BoundedSession(observe, f"{url}, as {setting} says" if setting else "")
     found = session.merge_environment_settings(url, {}, None, True, None)
-    session.proxies, session.verify = found["proxies"], found["verify"]
+    certificates = DEFAULT_CA_BUNDLE_PATH if found["verify"] is True else found["verify"]
+    adapter = BoundedAdapter(select_proxy(url, found["proxies"]) or "", certificates)
     for scheme in ("http://", "https://"):
-        session.mount(scheme, BoundedAdapter(pool_maxsize=MAX_CONNECTIONS))
+        session.mount(scheme, adapter)
     return session

@@ -28,7 +28,7 @@ from fakes.counting import make_meter, send_counted
 from fakes.openmeter_store import DEFAULT_METER
 from fakes.processes import STRIPE_KEY, WEBHOOK_SECRET, Process, call
 from fakes.serving import QuietHandler
-from service import settings
+from service import settings, transport
 
 KEY, SECRET, TOKEN = "sk_test_7Kq2", "whsec_9Zr4", "om_token_3Xw8"
 SECRETS = (KEY, SECRET, TOKEN, STRIPE_KEY, WEBHOOK_SECRET)
@@ -40,15 +40,30 @@ START, END = 1_686_147_630, 1_688_739_630
 DAY = 86_400
 
 
+HOSTS = ["127.0.0.1", "::1", "localhost", urlsplit(REAL_OPENMETER).hostname]
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    hosts = ["127.0.0.1", "::1", "localhost", urlsplit(REAL_OPENMETER).hostname]
-    config.option.allow_hosts = ",".join(filter(None, hosts))
+    config.option.allow_hosts = ",".join(filter(None, HOSTS))
 
 
 @pytest.fixture(autouse=True)
 def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*settings.SETTINGS, "FLASK_APP", "GUNICORN_CMD_ARGS"]:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold libcurl, too, to the hosts that pytest-socket lets Python call."""
+    send = transport.BoundedAdapter.send
+
+    def sent(adapter: transport.BoundedAdapter, request: Any, **options: Any) -> Any:
+        host = urlsplit(adapter.proxy or request.url).hostname
+        assert host in HOSTS, f"a test calls {host}"
+        return send(adapter, request, **options)
+
+    monkeypatch.setattr(transport.BoundedAdapter, "send", sent)
 
 
 @pytest.fixture

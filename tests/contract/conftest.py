@@ -1,14 +1,17 @@
 """A life in which every kind of call to Stripe is made, and the requests as they went out."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import requests
 from click.testing import Result
+from requests.adapters import HTTPAdapter
 
 import probe.command
 import setup_stripe
 from billing import stripe_api
+from service.transport import BoundedAdapter
 from tests.conftest import DAY, END, KEY, SECRET, Stripe
 from tests.fakes.test_stripe_life import CLASSIC
 from tests.stories.test_life import FINAL, HOUR, Story, T, Tell, changed_at, tell
@@ -41,17 +44,24 @@ class Sent(NamedTuple):
 def sent(stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """Note each request that the service, its commands or the script send to Stripe."""
     found: list[Sent] = []
-    send = requests.adapters.HTTPAdapter.send
 
-    def noted(adapter: Any, request: Any, **options: Any) -> requests.Response:
-        if request.url.startswith(stripe_fake.url):
-            form = request.body.decode() if isinstance(request.body, bytes) else request.body or ""
-            path = request.url.removeprefix(stripe_fake.url)
-            headers = {name: value for name, value in request.headers.items() if name in HEADERS}
-            found.append(Sent(request.method.upper(), path, form, headers))
-        return send(adapter, request, **options)
+    def noting(send: Callable[..., requests.Response]) -> Callable[..., requests.Response]:
+        def noted(adapter: Any, request: Any, **options: Any) -> requests.Response:
+            if request.url.startswith(stripe_fake.url):
+                form = (
+                    request.body.decode() if isinstance(request.body, bytes) else request.body or ""
+                )
+                path = request.url.removeprefix(stripe_fake.url)
+                headers = {
+                    name: value for name, value in request.headers.items() if name in HEADERS
+                }
+                found.append(Sent(request.method.upper(), path, form, headers))
+            return send(adapter, request, **options)
 
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", noted)
+        return noted
+
+    for adapter in (BoundedAdapter, HTTPAdapter):  # the service's, and the script's
+        monkeypatch.setattr(adapter, "send", noting(adapter.send))
     return found
 
 

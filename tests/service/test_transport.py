@@ -17,14 +17,12 @@ from typing import ClassVar
 
 import pytest
 import requests
-import urllib3
 from pytest_mock import MockerFixture
 
 from billing.stripe_api import StripeConnection, stripe_state
-from service import transport
 from service.clients import create_clients
 from service.settings import read_settings
-from service.transport import http_session
+from service.transport import BoundedAdapter, http_session
 from tests.conftest import KEY, SECRET, free_port
 from usage import openmeter_state
 
@@ -38,24 +36,37 @@ class KeptAlive(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     connections: ClassVar[set[int]] = set()
     heads: ClassVar[list[dict[str, str]]] = []
+    requests: ClassVar[list[tuple[str, str | None, bytes]]] = []
+    open: ClassVar[list[socket.socket]] = []
 
     def do_GET(self) -> None:
         self.connections.add(self.client_address[1])
         self.heads.append(dict(self.headers))
+        length = self.headers["Content-Length"]
+        self.requests.append((self.command, length, self.rfile.read(int(length or 0))))
+        self.open.append(self.connection)
         time.sleep(0.01)
         self.send_response(200)
         self.send_header("Set-Cookie", "a=b")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    do_POST = do_DELETE = do_GET  # noqa: N815 - their names in http.server
+
     def log_message(self, *_: object) -> None:
         """Stay quiet."""
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close the connections, as a server does with what is idle."""
+        for connection in cls.open:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
 def kept_alive() -> Iterator[str]:
-    KeptAlive.connections.clear()
-    KeptAlive.heads.clear()
+    for seen in (KeptAlive.connections, KeptAlive.heads, KeptAlive.requests, KeptAlive.open):
+        seen.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -83,6 +94,51 @@ def test_a_request_carries_its_own_headers_only(
         assert "Cookie" not in head
 
 
+def test_a_kept_connection_that_was_closed_is_opened_anew(kept_alive: str) -> None:
+    with http_session(kept_alive) as session:
+        session.request("GET", kept_alive)
+        KeptAlive.close_all()
+        assert session.request("GET", kept_alive).status_code == 200
+    assert len(KeptAlive.connections) == 2
+
+
+def test_a_request_has_its_method_and_its_body(kept_alive: str) -> None:
+    """Also where the one before, over the same connection, had others."""
+    sent = [("POST", "a=b"), ("GET", None), ("POST", None), ("DELETE", None), ("POST", b"c")]
+    with http_session(kept_alive) as session:
+        for method, body in sent:
+            session.request(method.lower(), kept_alive, {"A": "b"}, data=body)
+    assert KeptAlive.requests == [
+        ("POST", "3", b"a=b"), ("GET", None, b""), ("POST", "0", b""), ("DELETE", None, b""),
+        ("POST", "1", b"c"),
+    ]  # fmt: skip
+
+
+def test_an_answer_has_its_own_headers_only(serve: Serve) -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: a\r\nDate: hint\r\n\r\n"
+    url = serve(hint + OK + b"date:answer \r\nX: a:b\r\nContent-Length: 2\r\n\r\nok", b"")
+    with http_session(url) as session:
+        answer = session.request("GET", url)
+    assert dict(answer.headers) == {"date": "answer", "X": "a:b", "Content-Length": "2"}
+    assert (answer.headers["Date"], answer.content) == ("answer", b"ok")
+
+
+@pytest.mark.parametrize("value", ["a\r\nB: c", "a\nB: c", "a\rB: c"])
+def test_a_header_of_more_than_one_line_is_not_sent(kept_alive: str, value: str) -> None:
+    with (
+        http_session(kept_alive) as session,
+        pytest.raises(requests.exceptions.InvalidHeader, match="more than one line"),
+    ):
+        session.request("GET", kept_alive, {"A": value})
+    assert KeptAlive.heads == []
+
+
+def adapter(session: requests.Session) -> BoundedAdapter:
+    found = session.get_adapter("http://api.example")
+    assert isinstance(found, BoundedAdapter)
+    return found
+
+
 def test_proxy_and_certificates_come_from_the_environment(
     kept_alive: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -91,9 +147,9 @@ def test_proxy_and_certificates_come_from_the_environment(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
     with http_session("http://api.example") as session:
         assert session.request("GET", "http://api.example/v1").status_code == 200
-        assert session.verify == str(tmp_path)
+        assert adapter(session).certificates == str(tmp_path)
     with http_session("http://openmeter.internal") as session:
-        assert session.proxies == {}
+        assert adapter(session).proxy == ""
     assert [head["Host"] for head in KeptAlive.heads] == ["api.example"]
 
 
@@ -102,9 +158,11 @@ def serve() -> Iterator[Serve]:
     """Serve one connection: send `first`, then `again` every 0.05 s until the other side goes."""
     listening = socket.create_server(("127.0.0.1", 0))
 
-    def converse(first: bytes, again: bytes, pause: float) -> None:
+    def converse(first: bytes, again: bytes, pause: float, tls: ssl.SSLContext | None) -> None:
         with suppress(OSError):
             connection, _ = listening.accept()
+            if tls:
+                connection = tls.wrap_socket(connection, server_side=True)
             with connection:
                 connection.recv(65_536)
                 connection.sendall(first)
@@ -112,9 +170,11 @@ def serve() -> Iterator[Serve]:
                     time.sleep(pause)
                     connection.sendall(again)
 
-    def started(first: bytes, again: bytes, pause: float = 0.05) -> str:
-        threading.Thread(target=converse, args=(first, again, pause), daemon=True).start()
-        return f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    def started(
+        first: bytes, again: bytes, pause: float = 0.05, tls: ssl.SSLContext | None = None
+    ) -> str:
+        threading.Thread(target=converse, args=(first, again, pause, tls), daemon=True).start()
+        return f"http{'s' if tls else ''}://127.0.0.1:{listening.getsockname()[1]}/"
 
     yield started
     listening.close()
@@ -127,14 +187,14 @@ def serve() -> Iterator[Serve]:
         pytest.param(OK + b"\r\n", b"a", id="a body without an end"),
         pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n", id="chunks"),
         pytest.param(OK + b"A: ", b"a", id="a header"),
-        pytest.param(b"", b"H", id="the status line"),
-        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 2, b"H", id="hints"),
+        pytest.param(b"HTTP/1.1 200 ", b"a", id="the status line"),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="hints"),
     ],
 )
 def test_an_answer_that_trickles_in_is_given_up_in_time(
     serve: Serve, mocker: MockerFixture, first: bytes, again: bytes
 ) -> None:
-    mocker.patch("service.transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
+    mocker.patch("service.transport.BOUND", (0.3, 0.5))
     url = serve(first, again)
     began = time.monotonic()
     with http_session(url) as session, pytest.raises(requests.RequestException, match=r"."):
@@ -153,26 +213,13 @@ def test_an_answer_without_end_takes_no_more_memory_than_it_may(
 
 
 def test_the_bounds_begin_anew_with_each_answer(kept_alive: str, mocker: MockerFixture) -> None:
-    mocker.patch("service.transport.BOUND", urllib3.Timeout(connect=0.3, read=0.3, total=0.5))
+    mocker.patch("service.transport.BOUND", (0.3, 0.5))
     mocker.patch("service.transport.MAX_ANSWER_BYTES", 300)
     with http_session(kept_alive) as session:
         for _ in range(5):
             session.request("GET", kept_alive)
             time.sleep(0.1)
     assert len(KeptAlive.connections) == 1
-
-
-def test_tls_connections_have_bounds_too() -> None:
-    with http_session("https://api.example") as session:
-        adapter = session.get_adapter("https://api.example")
-        assert isinstance(adapter, transport.BoundedAdapter)
-        direct = adapter.poolmanager.connection_from_url("https://api.example")
-        proxied = adapter.proxy_manager_for("http://127.0.0.1:9").connection_from_url(
-            "https://api.example"
-        )
-    for pool in (direct, proxied):
-        assert issubclass(pool.ConnectionCls, transport.BoundedTLSConnection)
-    assert transport.BoundedTLSConnection.response_class is transport.BoundedResponse
 
 
 OPENSSL = shutil.which("openssl")
@@ -194,17 +241,39 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def over_tls(certificate: Path) -> Iterator[str]:
-    """Answer any call over TLS."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
+def tls(certificate: Path) -> ssl.SSLContext:
+    """Return what a server with that certificate speaks."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return context
+
+
+@pytest.fixture
+def over_tls(tls: ssl.SSLContext) -> Iterator[str]:
+    """Answer any call over TLS."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), KeptAlive)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"https://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@with_openssl
+def test_answers_over_tls_have_bounds_too(
+    serve: Serve,
+    tls: ssl.SSLContext,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.transport.BOUND", (0.4, 0.5))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    url = serve(OK + b"Content-Length: 99999\r\n\r\n", b"a", tls=tls)
+    began = time.monotonic()
+    with http_session(url) as session, pytest.raises(requests.ReadTimeout):
+        session.request("GET", url)
+    assert 0.25 < time.monotonic() - began < 1
 
 
 def states(url: str) -> dict[str, str]:
@@ -229,9 +298,9 @@ def test_a_certificate_that_is_not_trusted_is_told_with_whose_it_is_and_what_to_
     over_tls: str,
 ) -> None:
     cure = (
-        "the server's certificate is not accepted (self-signed certificate); if its authority is "
-        "your own, set REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE to a file with that authority's "
-        "certificate)"
+        "the server's certificate is not accepted (SSL certificate OpenSSL verify result: "
+        "self-signed certificate (18)); if its authority is your own, set REQUESTS_CA_BUNDLE or "
+        "CURL_CA_BUNDLE to a file with that authority's certificate)"
     )
     for setting, said in states(over_tls).items():
         assert said.endswith(f"(SSLError at {over_tls}, as {setting} says: {cure}")
@@ -252,12 +321,13 @@ def test_a_file_of_certificates_that_is_none_is_told(
     over_tls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty.pem").touch()
-    for name, said in [("none.pem", "there is no such file as"), ("empty.pem", "a file of certif")]:
+    cure = "what REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names must be a file of certificates)"
+    for name in ("none.pem", "empty.pem"):
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
-        for state in states(over_tls).values():
-            assert "did not answer" in state
-            assert said in state
-            assert "REQUESTS_CA_BUNDLE" in state
+        for setting, said in states(over_tls).items():
+            assert said.endswith(
+                f"did not answer (SSLError at {over_tls}, as {setting} says: {cure}"
+            )
 
 
 def test_an_answer_that_is_no_tls_asks_for_http(kept_alive: str) -> None:
@@ -275,6 +345,39 @@ def test_a_proxy_that_is_not_there_is_told_without_its_password(
         assert "ProxyError, on the way to http://api.example" in said
         assert "is the proxy of the environment right?" in said
         assert "hidden" not in said
+
+
+def test_a_proxy_that_refuses_is_told(kept_alive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", kept_alive)  # which knows no CONNECT
+    monkeypatch.delenv("no_proxy", raising=False)
+    for said in states("https://api.example").values():
+        assert "ProxyError, on the way to https://api.example" in said
+
+
+def test_a_proxy_that_is_slow_is_given_up_in_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.transport.BOUND", (0.3, 0.5))
+    monkeypatch.setenv("https_proxy", serve(b"HTTP/1.1 200 ", b"a"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    url, began = "https://api.example", time.monotonic()
+    with http_session(url) as session, pytest.raises(requests.ConnectTimeout):
+        session.request("GET", url)
+    assert 0.25 < time.monotonic() - began < 1
+
+
+@with_openssl
+def test_a_proxy_that_speaks_tls_is_trusted_by_the_same_certificates(
+    over_tls: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", over_tls)
+    monkeypatch.delenv("no_proxy", raising=False)
+    url = "http://api.example"
+    with http_session(url) as session, pytest.raises(requests.exceptions.SSLError):
+        session.request("GET", url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with http_session(url) as session:
+        assert session.request("GET", url).status_code == 200
 
 
 def test_an_address_that_is_a_secret_is_in_no_error() -> None:

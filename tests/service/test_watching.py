@@ -9,7 +9,6 @@ import pytest
 from click.testing import Result
 from flask import Flask, Response
 from prometheus_client.parser import text_string_to_metric_families
-from urllib3 import Timeout
 
 from service import transport, watching
 from service.watching import Ended, Figure
@@ -171,7 +170,7 @@ def test_a_heartbeat_that_nobody_takes_is_a_warning(caplog: pytest.LogCaptureFix
 def test_a_heartbeat_is_waited_for_within_bounds(
     receiver: Receiver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "BOUND", Timeout(connect=1, read=0.1, total=0.2))
+    monkeypatch.setattr(transport, "BOUND", (1, 0.2))
     receiver.seconds = 1
     began = time.monotonic()
     watching.tell_watchers(ended(), None, receiver.url)

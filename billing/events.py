@@ -1,7 +1,7 @@
 """What each Stripe event is reported for: which items, and which of their periods."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -287,13 +287,15 @@ def running_reports(
     """Return the running periods of a subscription's items, if it runs. Raises ReportFailed."""
     if not current.is_running:
         return []
-    items = read_fetched_items(current, services, outcome)
-    items = [item for item in items if is_counted_rightly(item, update.subscription, current)]
+    metered = read_fetched_items(current, services, outcome)
+    items = [item for item in metered if is_counted_rightly(item, update.subscription, current)]
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
     reports = [with_former_usage_warning(report, update, services) for report in reports]
-    return reports + reports_of_items_without_meter(update, current, services)
+    named = {item.id for item in metered}
+    without = [entry for entry in current.entries if entry.get("id") not in named]
+    return reports + reports_of_meters_taken_away(without, update, current, services)
 
 
 def is_counted_rightly(item: MeteredItem, known: Subscription, current: Subscription) -> bool:
@@ -323,16 +325,18 @@ def with_former_usage_warning(
     )
 
 
-def reports_of_items_without_meter(
-    update: Update, current: Subscription, services: Services
+def reports_of_meters_taken_away(
+    without: Iterable[Json], update: Update, current: Subscription, services: Services
 ) -> list[PendingReport]:
-    """Return the items whose meter an update took away in mid-period; they are only measured."""
+    """Return those of the items `without` a meter that an update took it from in mid-period.
+
+    They are only measured.
+    """
     reports = []
-    for entry in current.entries:
-        now = read_item(entry, current.fields, "items.data", services.window_size)
+    for entry in without:
         before = item_before_update(str(entry.get("id")), changes.price_id(entry), update, services)
         start, _ = changes.period_now(entry, current.fields)
-        if now is None and before is not None and before.start == start:
+        if before is not None and before.start == start:
             check = losses.warn_of_meter_taken_away
             reports.append(PendingReport(before, current.as_of, writes=False, check=check))
     return reports

@@ -19,6 +19,8 @@ from service.logs import json_formatter
 
 # What a client gets to send a request, and to take each part of an answer.
 REQUEST_SECONDS = 10
+# How often a worker says that it lives; gunicorn's main process waits for 30 s.
+NOTIFY_SECONDS = 1
 
 
 class TooSlow(ConnectionResetError):
@@ -56,6 +58,14 @@ class RequestReader(SocketUnreader):  # type: ignore[misc]
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """Lend a thread to each request, but not to a client that is silent or slow."""
+
+    notified_at = 0.0
+
+    def notify(self) -> None:
+        """Say that this worker lives, which gunicorn does twice for each request."""
+        if time.monotonic() - self.notified_at >= NOTIFY_SECONDS:
+            self.notified_at = time.monotonic()
+            super().notify()
 
     def enqueue_req(self, conn: TConn) -> None:
         """Hand a connection to a thread as soon as it has something to read."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
+from threading import Lock
 from typing import Any, NamedTuple
 
 import stripe
@@ -19,7 +20,7 @@ from tenacity import (
 from billing.clock import StripeClock
 from service.health import OK, LastAnswer
 from service.rates import NoTurn, Rates
-from service.transport import DEADLINE
+from service.transport import DEADLINE, seconds_left
 from usage import cause_text, one_line
 
 MAX_PAGES = 10
@@ -27,6 +28,8 @@ MAX_PAGES = 10
 PAGE_LIMIT = 100
 # How long a call is repeated while Stripe is busy: within the time of one delivery.
 BUSY_SECONDS = 3
+# How long a Billing Meter is taken as it was read: it can be deactivated.
+METER_SECONDS = 300
 
 # Whether a code says that a time is past
 # (docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
@@ -74,21 +77,51 @@ class Page(NamedTuple):
     has_more: bool
 
 
+class KnownMeters:
+    """The Billing Meters that were read within the last minutes, by account and id.
+
+    One reads for all who need it at the same time, so that a run of many threads asks once.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.known = Lock(), dict[tuple[str, ...], tuple[float, Json]]()
+
+    def get(self, key: tuple[str, ...], read: Callable[[], Json]) -> Json:
+        """Return a meter, read now if need be. Raises what `read` does, or ReportFailed."""
+        if found := self.known_of_late(key):
+            return found
+        if not self.lock.acquire(timeout=max(0, seconds_left())):
+            raise ReportFailed(f"Billing Meter {key[-1]} was not read in time")
+        try:
+            if found := self.known_of_late(key):
+                return found
+            read_at = time.monotonic()
+            found = read()
+            self.known[key] = (read_at, found)
+            return found
+        finally:
+            self.lock.release()
+
+    def known_of_late(self, key: tuple[str, ...]) -> Json | None:
+        """Return a meter that was read within the last minutes."""
+        read_at, found = self.known.get(key, (0.0, None))
+        return found if time.monotonic() - read_at <= METER_SECONDS else None
+
+
 @dataclass(frozen=True)
 class StripeConnection:
     """Stripe's client and time, how totals are rounded for it, and the Billing Meters read of late.
 
     `scope` names another account than the key's: `stripe_account` or `stripe_context`, with its
-    id. `meters` has each meter with the monotonic second at which it was read. `rates` gives each
-    request its turn; while Stripe is busy (409, 429), a call is repeated for `busy_seconds`.
-    `answered` has what Stripe answered last to the key's own account.
+    id. `rates` gives each request its turn; while Stripe is busy (409, 429), a call is repeated
+    for `busy_seconds`. `answered` has what Stripe answered last to the key's own account.
     """
 
     client: stripe.StripeClient
     rounding: str
     clock: StripeClock = field(default_factory=StripeClock)
     scope: Mapping[str, str] = field(default_factory=dict)
-    meters: dict[tuple[str, ...], tuple[float, Json]] = field(default_factory=dict)
+    meters: KnownMeters = field(default_factory=KnownMeters)
     busy_seconds: float = BUSY_SECONDS
     rates: Rates = field(default_factory=Rates)
     answered: LastAnswer = field(default_factory=LastAnswer)

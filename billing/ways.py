@@ -4,7 +4,6 @@ The price decides. A way to report takes an item and its total, and returns what
 one, write its function and name it in `report_total`.
 """
 
-import time
 from collections.abc import Callable
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
@@ -26,8 +25,6 @@ from usage import one_line, whole_quantity
 # (docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing).
 USAGE_RECORD_VERSION = "2025-02-24.acacia"
 MINUTE = 60
-# How long a Billing Meter is taken as it was read: it can be deactivated.
-METER_SECONDS = 300
 # A meter event's value has at most 15 digits (docs.stripe.com/api/billing/meter-event).
 MAX_DIGITS = 15
 
@@ -171,17 +168,16 @@ def fetch_usable_billing_meter(account: StripeConnection, meter_id: str) -> Json
 
     Raises ReportFailed if running totals cannot be sent to it.
     """
-    key = account.key_of(meter_id)
-    read_at, meter = account.meters.get(key, (0.0, None))
-    if meter is None or time.monotonic() - read_at > METER_SECONDS:
-        read_at = time.monotonic()
+
+    def read() -> Json:
         try:
             meter = call(account, "get", f"/v1/billing/meters/{meter_id}")
         except ReportRefused as error:
             raise ReportFailed(str(error), error.request_id) from error
         require_usable_meter(meter, meter_id)
-        account.meters[key] = (read_at, meter)
-    return meter
+        return meter
+
+    return account.meters.get(account.key_of(meter_id), read)
 
 
 def require_usable_meter(meter: Json, meter_id: str) -> None:

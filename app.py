@@ -33,10 +33,10 @@ from billing.stripe_api import StripeConnection, stripe_state
 from doctor.command import doctor_command
 from service import logs, metrics
 from service.clients import create_clients
+from service.cores import stay_on_one_core
 from service.health import Check, Readiness
 from service.late import LateAnswers, sent_at
-from service.rates import Rates
-from service.rates_redis import RedisBudget
+from service.rates import Rates, SharedBudget
 from service.settings import key_kind, load_environment, read_settings, secrets_of
 from service.transport import limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
@@ -205,6 +205,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     StartupExit.
     """
     source = load_environment() if config is None else config
+    if is_for_a_command():
+        stay_on_one_core()
     settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings, build_rates(settings))
     app = Flask("app", static_folder=None)
@@ -236,8 +238,16 @@ def build_rates(settings: Mapping[str, Any]) -> Rates:
         is_live=is_live,
         is_command=is_command,
         processes=1 if is_command else settings["WEB_CONCURRENCY"],
-        shared=RedisBudget(url, mode) if url else None,
+        shared=redis_budget(url, mode) if url else None,
     )
+
+
+def redis_budget(url: str, mode: str) -> SharedBudget:
+    """Return what several machines draw on."""
+    # Its client takes six megabytes, which a worker without it need not have.
+    from service.rates_redis import RedisBudget  # noqa: PLC0415
+
+    return RedisBudget(url, mode)
 
 
 def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:

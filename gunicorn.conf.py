@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from service.cores import stay_on_one_core
 from service.settings import load_environment, read_settings
 
 settings = read_settings(load_environment())
@@ -25,8 +26,9 @@ if settings["METRICS"] and COUNTS not in os.environ:
     os.environ[COUNTS] = tempfile.mkdtemp(prefix=OURS)
 
 
-def post_fork(server: Any, _: Any) -> None:
-    """Tell a worker how many share what one machine may ask of Stripe."""
+def post_fork(server: Any, worker: Any) -> None:
+    """Give a worker its core, and tell it how many share what one machine may ask of Stripe."""
+    stay_on_one_core(worker.age)
     os.environ["WEB_CONCURRENCY"] = str(server.num_workers)
 
 

@@ -15,10 +15,11 @@ from flask import current_app
 
 from billing.items import STRIPE_ID
 from billing.reports import Services
-from service.transport import MAX_CONNECTIONS
 
 # A command can wait longer than a delivery while Stripe is busy.
 BUSY_SECONDS = 60
+# So many that with a tenth of a second for each they take all of our share of meter events.
+MAX_WORKERS = 128
 # The last is what a shell shows of a program that SIGPIPE ended.
 FAILED, DIFFERENT, INTERRUPTED, UNREAD = 1, 3, 130, 141
 SPAN = re.compile(r"([1-9][0-9]{0,4})([mhd])")
@@ -72,7 +73,7 @@ def workers_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return click.option(
         "--workers",
         default=16,
-        type=click.IntRange(1, MAX_CONNECTIONS),
+        type=click.IntRange(1, MAX_WORKERS),
         show_default=True,
         help=f"{what} at the same time.",
     )

@@ -23,8 +23,6 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 
 Observe = Callable[[float], object]
 
-# To one service: of gunicorn's threads, and of the pool beside them.
-MAX_CONNECTIONS = 96
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Seconds of one attempt: to connect, and in all; what is left of the delivery's time can be less.
 BOUND = (3.0, 9.0)

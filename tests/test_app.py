@@ -645,7 +645,7 @@ def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(star
 
 # Beside those of test_faults.py
 FAULTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (QUERY, {"status": 503, "body": "<h1>"}, "answer is unreadable (status 503)"),
+    (QUERY, {"status": 503, "body": "<h1>"}, "meter m1: OpenMeter answered 503"),
     (QUERY, {"status": 429, "headers": {"Retry-After": "30"}}, "OpenMeter answered 429"),
     (QUERY, {"status": 404, "body": {"detail": "no such\npath"}}, "404, no such path"),
     (QUERY, {"status": 301, "headers": {"Location": "/elsewhere"}}, "OpenMeter answered 301"),
@@ -653,6 +653,8 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (QUERY, {"status": 200, "body": {"data": {}}}, "OpenMeter's answer is unreadable"),
     (QUERY, {"status": 200, "body": {"data": ""}}, "OpenMeter's answer is unreadable"),
     (QUERY, {"status": 200, "body": "[" * 100_000}, "OpenMeter's answer is unreadable"),
+    (QUERY, {"status": 200, "latin": '{"data": "\xe9"}'}, "OpenMeter's answer is unreadable"),
+    (QUERY, {"status": 400, "latin": '{"detail": "\xe9"}'}, "meter m1: OpenMeter answered 400"),
     (RECORD, {"status": 400, "body": {"error": {"message": "no"}}}, "Stripe answered 400: no"),
     (RECORD, {"status": 400, "body": {"error": []}}, "Stripe's answer is unreadable"),
     (RECORD, {"status": 400, "body": []}, "Stripe answered 400"),

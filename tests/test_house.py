@@ -34,6 +34,7 @@ ARROWS = {
         "billing.stripe_api",
         "doctor.command",
         "service.clients",
+        "service.cores",
         "service.health",
         "service.late",
         "service.logs",
@@ -47,6 +48,7 @@ ARROWS = {
     "usage": set(),
     "setup_stripe": set(),
     "gunicorn.conf": {
+        "service.cores",
         "service.settings",
     },
     "billing.clock": set(),
@@ -159,7 +161,6 @@ ARROWS = {
     "billing.commands": {
         "billing.items",
         "billing.reports",
-        "service.transport",
     },
     "billing.listing": {
         "billing.clock",
@@ -422,6 +423,7 @@ ARROWS = {
     "service.__main__": set(),
     "service.health": set(),
     "service.late": set(),
+    "service.cores": set(),
     "service.rates": set(),
     "service.rates_redis": {
         "service.rates",

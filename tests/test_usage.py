@@ -126,7 +126,7 @@ def test_a_quantity_is_rounded_as_the_setting_says(
 def test_the_one_row_of_an_answer_is_the_total(mocker: MockerFixture, value: str) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200
-    client.send_request.return_value.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    client.send_request.return_value.content = f'{{"data": [{{"value": {value}}}]}}'.encode()
     assert usage.total(client, "m1", "cus_123", START, END) == Decimal(value)
 
 
@@ -144,7 +144,7 @@ def test_an_empty_period_is_zero_without_a_query(mocker: MockerFixture, start: d
 def test_an_unreadable_answer_names_the_meter(mocker: MockerFixture, body: str) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200
-    client.send_request.return_value.text.return_value = body
+    client.send_request.return_value.content = body.encode()
     with pytest.raises(usage.QueryFailed, match="meter m1: .* unreadable"):
         usage.total(client, "m1", "cus_123", START, END)
 
@@ -153,7 +153,7 @@ def test_an_unreadable_answer_names_the_meter(mocker: MockerFixture, body: str) 
 def test_a_total_that_cannot_be_billed_names_the_meter(mocker: MockerFixture, value: str) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200
-    client.send_request.return_value.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    client.send_request.return_value.content = f'{{"data": [{{"value": {value}}}]}}'.encode()
     with pytest.raises(usage.QueryFailed, match="meter m1: the total"):
         usage.total(client, "m1", "cus_123", START, END)
 
@@ -161,7 +161,7 @@ def test_a_total_that_cannot_be_billed_names_the_meter(mocker: MockerFixture, va
 def test_two_totals_are_not_added_up(mocker: MockerFixture) -> None:
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200
-    client.send_request.return_value.text.return_value = '{"data": [{"value": 1}, {"value": 2}]}'
+    client.send_request.return_value.content = b'{"data": [{"value": 1}, {"value": 2}]}'
     with pytest.raises(usage.QueryFailed, match="meter m1: OpenMeter answered 2 totals"):
         usage.total(client, "m1", "cus_123", START, END)
 
@@ -170,7 +170,7 @@ def answering(mocker: MockerFixture, body: str) -> openmeter.Client:
     """Return a client that answers every request with a body."""
     client = mocker.create_autospec(openmeter.Client, instance=True)
     client.send_request.return_value.status_code = 200
-    client.send_request.return_value.text.return_value = body
+    client.send_request.return_value.content = body.encode()
     return client
 
 
@@ -311,6 +311,6 @@ def test_an_answer_that_is_none_is_told_apart_and_without_what_it_says_of_the_to
     client = mocker.create_autospec(openmeter.Client, instance=True)
     response = client.send_request.return_value
     response.status_code, response.content_type = status, kind
-    response.text.return_value = json.dumps({"detail": detail})
+    response.content = json.dumps({"detail": detail}).encode()
     with pytest.raises(usage.QueryFailed, match=f"OpenMeter answered {said}"):
         usage.total(client, "m1", CUSTOMER, START, END)

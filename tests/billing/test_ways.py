@@ -1,9 +1,13 @@
 """Tables of where a total goes in Stripe; no network."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from unittest import mock
 
 import pytest
 import stripe
@@ -11,7 +15,8 @@ from pytest_mock import MockerFixture
 
 from billing import stripe_api, ways
 from billing.items import MeteredItem
-from billing.stripe_api import ReportFailed, ReportRefused, StripeConnection
+from billing.stripe_api import Json, KnownMeters, ReportFailed, ReportRefused, StripeConnection
+from service.transport import limit_time_of_calls
 from tests.billing.test_items import ITEM
 
 METERED = replace(ITEM, billing_meter="mtr_1")
@@ -233,3 +238,46 @@ def test_a_list_is_read_page_by_page_up_to_a_bound(
     answers(*[full] * 11)
     with pytest.raises(ReportFailed, match="more than 20 at"):
         stripe_api.list_invoice_lines(account, "in_1")
+
+
+# What several threads need at once
+
+
+def test_a_meter_is_read_once_for_all_who_need_it_at_the_same_time() -> None:
+    meters, reads = KnownMeters(), list[float]()
+
+    def read() -> Json:
+        reads.append(time.monotonic())
+        time.sleep(0.05)
+        return {"id": "mtr_1"}
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: meters.get(("mtr_1",), read), range(64)))
+    assert found == [{"id": "mtr_1"}] * 64
+    assert len(reads) == 1
+
+
+def test_a_meter_that_could_not_be_read_is_read_by_the_next() -> None:
+    meters, read = KnownMeters(), mock.Mock(side_effect=[ReportFailed("down"), {"id": "mtr_1"}])
+    with pytest.raises(ReportFailed, match="down"):
+        meters.get(("mtr_1",), read)
+    assert meters.get(("mtr_1",), read) == {"id": "mtr_1"}
+
+
+def test_who_waits_for_a_meter_waits_no_longer_than_its_delivery_may() -> None:
+    meters, began, end = KnownMeters(), threading.Event(), threading.Event()
+
+    def read() -> Json:
+        began.set()
+        end.wait(10)
+        return {"id": "mtr_1"}
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(meters.get, ("mtr_1",), read)
+        began.wait(10)
+        with (
+            limit_time_of_calls(0.05),
+            pytest.raises(ReportFailed, match="Billing Meter mtr_1 was not read in time"),
+        ):
+            meters.get(("mtr_1",), read)
+        end.set()

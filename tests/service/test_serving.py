@@ -252,6 +252,17 @@ def test_a_restart_under_load_loses_no_delivery(processes: Processes) -> None:
     assert "ERROR" not in service.printed()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no process stays on a core here")
+def test_each_worker_stays_on_a_core_of_its_own(processes: Processes) -> None:
+    ours = os.sched_getaffinity(0)
+    service = processes.start_service("--workers", "2")
+    wait_for(lambda: len(pids(service, "Booting worker")) == 2, "two workers", 5)
+    workers = [int(pid) for pid in pids(service, "Booting worker")]
+    wait_for(lambda: all(len(os.sched_getaffinity(pid)) == 1 for pid in workers), "cores", 5)
+    assert len(set.union(*map(os.sched_getaffinity, workers))) == min(2, len(ours))
+    assert os.sched_getaffinity(service.popen.pid) == ours
+
+
 NGINX = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{}}

@@ -194,7 +194,7 @@ def test_what_is_no_id_is_refused(service: Service, name: str) -> None:
     assert "is no id" in result.output
 
 
-@pytest.mark.parametrize("option", ["--workers=0", "--workers=97"])
+@pytest.mark.parametrize("option", ["--workers=0", "--workers=129"])
 def test_options_out_of_range_are_refused(service: Service, option: str) -> None:
     assert report(service, option).exit_code == 2
 

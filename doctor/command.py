@@ -19,7 +19,13 @@ from billing.reports import Services
 from doctor.destinations import check_destinations
 from doctor.findings import Finding, fine, to_do
 from doctor.meters import check_billing_meters, check_meters, check_reading
-from doctor.reached import check_clock, check_openmeter, check_rights, check_stripe
+from doctor.reached import (
+    check_clock,
+    check_openmeter,
+    check_rights,
+    check_shared_budget,
+    check_stripe,
+)
 from doctor.reading import read_account
 
 
@@ -64,6 +70,7 @@ def find(
     yield stripe
     if not stripe.is_ok:
         return
+    yield from check_shared_budget(services.stripe)
     yield check_clock(services.stripe)
     yield from check_rights(services)
     reading = read_account(services)

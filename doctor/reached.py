@@ -47,6 +47,17 @@ def check_stripe(account: StripeConnection, address: str) -> Finding:
     return fine("stripe", f"answers at {address}, and knows the key")
 
 
+def check_shared_budget(account: StripeConnection) -> Iterator[Finding]:
+    """See that the budget that machines share answered the call to Stripe just before."""
+    rates = account.rates
+    if rates.share and rates.shared:
+        if rates.shared.is_gone():
+            said = "does not answer: does Redis run, and let us in, at that address?"
+            yield to_do("redis", f"RATE_LIMIT_REDIS {said}")
+        else:
+            yield fine("redis", "RATE_LIMIT_REDIS answers")
+
+
 def check_clock(account: StripeConnection) -> Finding:
     """See that this host's clock is about right; Stripe has answered before."""
     ahead = account.clock.host_is_ahead()

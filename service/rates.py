@@ -53,6 +53,9 @@ class SharedBudget(Protocol):
     def tell_waiting(self, name: str) -> None:
         """Tell other processes that a delivery waits for a turn of this name."""
 
+    def is_gone(self) -> bool:
+        """Say whether it did not answer just now."""
+
 
 def endpoint_of(method: str, path: str) -> str:
     """Return the endpoint that a call counts for: its path without the ids."""

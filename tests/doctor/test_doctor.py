@@ -290,6 +290,19 @@ def test_something_else_in_openmeters_place_is_told(
     assert found.startswith("openmeter: OpenMeter answered 404, no such path: OPENMETER_URL leads")
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_budget_that_machines_share_is_asked(
+    set_up: Callable[..., Service], mocker: MockerFixture, *, is_gone: bool
+) -> None:
+    service = set_up(RATE_LIMIT_REDIS=f"redis://127.0.0.1:{free_port()}", STRIPE_RATE_SHARE="100")
+    if not is_gone:
+        mocker.patch("service.rates_redis.acquire", return_value=True)
+        mocker.patch("redis.Redis.set")
+    said = "RATE_LIMIT_REDIS does not answer: does Redis run, and let us in, at that address?"
+    line = f"to do  redis: {said}" if is_gone else "ok  redis: RATE_LIMIT_REDIS answers"
+    assert line in doctor(service)[1]
+
+
 def test_a_secret_for_each_destination_is_needed(set_up: Callable[..., Service]) -> None:
     found = to_do(set_up(STRIPE_WEBHOOK_SECRET=SECRET))
     assert found == ["webhooks: STRIPE_WEBHOOK_SECRET has 1 of 2 secrets: add each"]

@@ -170,6 +170,15 @@ def test_a_request_that_keeps_coming_is_cut_at_its_deadline() -> None:
             reader.chunk()
 
 
+def test_a_worker_says_once_a_second_that_it_lives(mocker: MockerFixture) -> None:
+    said = mocker.patch.object(ThreadWorker, "notify")
+    mocker.patch("time.monotonic", side_effect=cycle([100.0, 100.0, 100.9, 101.0, 101.0]))
+    worker = Worker.__new__(Worker)
+    for _ in range(3):  # at 100, 100.9 and 101
+        worker.notify()
+    assert said.call_count == 2
+
+
 def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) -> None:
     mocker.patch("service.serving.REQUEST_SECONDS", 0.1)
     ours, theirs = socket.socketpair()

@@ -294,7 +294,7 @@ def running_reports(
     reports = [PendingReport(item, current.as_of) for item in items]
     reports = [with_former_usage_warning(report, update, services) for report in reports]
     named = {item.id for item in metered}
-    without = [entry for entry in current.entries if entry.get("id") not in named]
+    without = [entry for entry in current.entries if str(entry.get("id")) not in named]
     return reports + reports_of_meters_taken_away(without, update, current, services)
 
 

@@ -36,7 +36,7 @@ def test_a_total_that_cannot_be_billed_fails_the_report(
     services: Services, mocker: MockerFixture, value: str
 ) -> None:
     answer = mocker.Mock(status_code=200)
-    answer.text.return_value = f'{{"data": [{{"value": {value}}}]}}'
+    answer.content = f'{{"data": [{{"value": {value}}}]}}'.encode()
     mocker.patch.object(services.openmeter, "send_request", return_value=answer)
     with pytest.raises(ReportFailed, match="meter m1: the total"):
         measure(services, ITEM)

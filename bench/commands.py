@@ -6,7 +6,7 @@ from bench.rows import Counts, Row, at_least, at_most, say
 
 LATENCY = f"live limits, {OPENMETER_MS}/{STRIPE_MS} ms"
 # A hundred milliseconds each, and OpenMeter's: what 800 meter events a second need at a time.
-WORKERS = 112
+WORKERS = 104
 
 
 def report(subscriptions: int, *flags: str) -> Ran:

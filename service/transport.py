@@ -24,6 +24,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 Observe = Callable[[float], object]
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
+# What a connection keeps room for to send: the least that libcurl takes, for requests are small.
+SENT_BYTES = 16 * 1024
 # Seconds of one attempt: to connect, and in all; what is left of the delivery's time can be less.
 BOUND = (3.0, 9.0)
 # The monotonic second at which a delivery's time is used up.
@@ -106,6 +108,7 @@ class BoundedAdapter(BaseAdapter):
         curl.setopt(pycurl.PROXY, self.proxy)
         curl.setopt(pycurl.NOPROXY, "")
         curl.setopt(pycurl.MAXFILESIZE_LARGE, MAX_ANSWER_BYTES)
+        curl.setopt(pycurl.UPLOAD_BUFFERSIZE, SENT_BYTES)
         return curl
 
     def request_error(self, curl: pycurl.Curl, code: int, said: str) -> requests.RequestException:

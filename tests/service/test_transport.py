@@ -22,7 +22,7 @@ from pytest_mock import MockerFixture
 from billing.stripe_api import StripeConnection, stripe_state
 from service.clients import create_clients
 from service.settings import read_settings
-from service.transport import BoundedAdapter, http_session
+from service.transport import BoundedAdapter, http_session, limit_time_of_calls
 from tests.conftest import KEY, SECRET, free_port
 from usage import openmeter_state
 
@@ -142,7 +142,9 @@ def adapter(session: requests.Session) -> BoundedAdapter:
 def test_proxy_and_certificates_come_from_the_environment(
     kept_alive: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("http_proxy", kept_alive)
+    # Of its own, libcurl would not read it in capitals.
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", kept_alive)
     monkeypatch.setenv("no_proxy", "openmeter.internal")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
     with http_session("http://api.example") as session:
@@ -202,13 +204,22 @@ def test_an_answer_that_trickles_in_is_given_up_in_time(
     assert 0.25 < time.monotonic() - began < 1
 
 
+def test_an_attempt_takes_no_more_than_is_left_of_its_delivery(serve: Serve) -> None:
+    url, began = serve(b"HTTP/1.1 200 ", b"a"), time.monotonic()
+    with limit_time_of_calls(0.3), http_session(url) as session:
+        for _ in range(2):  # the second has no time at all
+            with pytest.raises(requests.ReadTimeout):
+                session.request("GET", url)
+    assert 0.25 < time.monotonic() - began < 1
+
+
 @pytest.mark.parametrize("coded", [b"", b"Content-Encoding: gzip\r\n"])
 def test_an_answer_without_end_takes_no_more_memory_than_it_may(
     serve: Serve, mocker: MockerFixture, coded: bytes
 ) -> None:
     mocker.patch("service.transport.MAX_ANSWER_BYTES", 100_000)
     url = serve(OK + coded + b"\r\n", b"a" * 65_536, 0)
-    with http_session(url) as session, pytest.raises(requests.RequestException, match=r"."):
+    with http_session(url) as session, pytest.raises(requests.ConnectionError, match="file size"):
         session.request("GET", url)
 
 

@@ -164,7 +164,7 @@ def parse_headers(lines: list[bytes]) -> CaseInsensitiveDict[str]:
         if colon:
             found[name] = value.strip()
         elif name.startswith("HTTP/"):
-            found.clear()
+            found = CaseInsensitiveDict()
     return found
 
 

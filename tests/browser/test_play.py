@@ -1,6 +1,7 @@
 """`make play`, walked through by clicks: what a person sees in the stand-ins."""
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -210,11 +211,13 @@ def test_an_item_comes_and_goes_and_a_subscription_ends_with_an_invoice(walk: Wa
     walk.subscribe(RECORDS)
     add_price(walk, "usage records", "0.40")
     walk.use(5)
+    used_at = int(time.time())
+    wait_for(lambda: int(time.time()) > used_at, "the next second", 2)
     walk.unfold()
     walk.browser.one("#update details summary").click()
     walk.browser.choose("new-price", "$0.40 a unit")
     walk.update()
-    assert walk.usage() == ["5", "0"]  # it counts from now on
+    assert walk.usage() == ["5", "0"]  # it counts from its own second on
     walk.unfold()
     walk.browser.all("[name^=remove-]")[1].click()
     walk.update()

@@ -1,7 +1,7 @@
 """What each Stripe event is reported for: which items, and which of their periods."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -294,8 +294,8 @@ def running_reports(
     reports = [PendingReport(item, current.as_of) for item in items]
     reports = [with_former_usage_warning(report, update, services) for report in reports]
     named = {item.id for item in metered}
-    without = [entry for entry in current.entries if str(entry.get("id")) not in named]
-    return reports + reports_of_meters_taken_away(without, update, current, services)
+    unmetered = [entry for entry in current.entries if str(entry.get("id")) not in named]
+    return reports + reports_of_meters_taken_away(unmetered, update, current, services)
 
 
 def is_counted_rightly(item: MeteredItem, known: Subscription, current: Subscription) -> bool:
@@ -326,14 +326,11 @@ def with_former_usage_warning(
 
 
 def reports_of_meters_taken_away(
-    without: Iterable[Json], update: Update, current: Subscription, services: Services
+    unmetered: list[Json], update: Update, current: Subscription, services: Services
 ) -> list[PendingReport]:
-    """Return those of the items `without` a meter that an update took it from in mid-period.
-
-    They are only measured.
-    """
+    """Return the items whose meter an update took away in mid-period; they are only measured."""
     reports = []
-    for entry in without:
+    for entry in unmetered:
         before = item_before_update(str(entry.get("id")), changes.price_id(entry), update, services)
         start, _ = changes.period_now(entry, current.fields)
         if before is not None and before.start == start:

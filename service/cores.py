@@ -1,7 +1,7 @@
 """Which core a process runs on.
 
 Python runs one thread at a time. With threads on several cores it goes from core to core dozens of
-times for each delivery, which costs more CPU time than the delivery itself may (bench/README.md).
+times for each delivery, which takes a third of the CPU time (bench/README.md).
 """
 
 import os

@@ -74,8 +74,8 @@ class BoundedAdapter(BaseAdapter):
     """Send with our bounds, directly or through a proxy, over connections that are kept.
 
     Each is a handle's of libcurl, which one thread has at a time. A kept connection that turns
-    out to be closed is opened anew within the same attempt: what is sent twice so is a query, or
-    has an idempotency key.
+    out to be closed is opened anew within the same attempt. What is sent twice so changes nothing
+    twice: it is a GET, a query, or has an idempotency key.
     """
 
     def __init__(self, proxy: str, certificates: str) -> None:

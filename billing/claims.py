@@ -3,6 +3,7 @@
 Of each item it keeps some 60 bytes, for there may be a million. Times are UTC seconds.
 """
 
+from array import array
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from struct import Struct
@@ -14,10 +15,11 @@ from billing.reports import Outcome
 from billing.subscriptions import counted, fail_items_that_overwrite, warn_of_double_billing
 
 LATEST = 2**32 - 1
-# So many that a search among a million items takes ten microseconds.
-SHELVES = 1_024
-# A key, the fields of a `Taken` in their order, and where the item's id stands and how long it is.
-RECORD, KEY = Struct("<qIIqIIIB"), Struct("<q")
+# So many that with a million items fifteen share one, which a search goes through.
+CHAINS = 65_536
+# Where the next record of its chain begins, a key, the fields of a `Taken` in their order, and how
+# long the item's id is, which follows.
+RECORD, NEXT = Struct("<IqIIqIIB"), Struct("<I")
 
 
 class Taken(NamedTuple):
@@ -34,48 +36,47 @@ class Taken(NamedTuple):
     item: str
 
 
-class Shelves:
+class Records:
     """What was taken by key, a hash of 64 bits that no two names share.
 
-    It stands in a few large pieces: an object for each would take three times the memory.
+    It stands in one large piece: an object for each would take three times the memory, and so
+    would many small pieces that grow.
     """
 
     def __init__(self) -> None:
-        self.shelves, self.items = [bytearray() for _ in range(SHELVES)], bytearray()
-
-    def shelf(self, key: int) -> bytearray:
-        """Return where what is taken by a key stands, among others."""
-        return self.shelves[key % SHELVES]
+        # No record begins at 0, which is the end of a chain.
+        self.newest, self.records = array("I", [0]) * CHAINS, bytearray(1)
 
     def places(self, key: int) -> Iterator[tuple[int, Taken]]:
-        """Yield what was taken by a key, and where on its shelf it stands."""
-        shelf, wanted, at = self.shelf(key), KEY.pack(key), 0
-        while (at := shelf.find(wanted, at)) >= 0:
-            if at % RECORD.size:  # a part of another record happens to look like it
-                at += 1
-                continue
-            _, *fields, start, length = RECORD.unpack_from(shelf, at)
-            yield at, Taken._make([*fields, self.items[start : start + length].decode()])
-            at += RECORD.size
+        """Yield what was taken by a key, the latest first, and where its record begins."""
+        at = self.newest[key % CHAINS]
+        while at:
+            before, found, *fields, length = RECORD.unpack_from(self.records, at)
+            if found == key:
+                begin = at + RECORD.size
+                name = self.records[begin : begin + length].decode()
+                yield at, Taken._make([*fields, name])
+            at = before
 
     def put(self, key: int, taken: Taken) -> None:
         """Note what an item takes by a key, in place of what it took before."""
-        shelf, (*fields, item) = self.shelf(key), taken
-        for at, before in self.places(key):
-            if before.item == item:
-                start, length = RECORD.unpack_from(shelf, at)[-2:]
-                RECORD.pack_into(shelf, at, key, *fields, start, length)
+        *fields, item = taken
+        name, chain = item.encode(), key % CHAINS
+        for at, known in self.places(key):
+            if known.item == item:
+                (before,) = NEXT.unpack_from(self.records, at)
+                RECORD.pack_into(self.records, at, before, key, *fields, len(name))
                 return
-        name = item.encode()
-        shelf += RECORD.pack(key, *fields, len(self.items), len(name))
-        self.items += name
+        record = RECORD.pack(self.newest[chain], key, *fields, len(name))
+        self.newest[chain] = len(self.records)
+        self.records += record + name
 
 
 class Claims:
     """What was taken so far, of each customer and each subject."""
 
     def __init__(self) -> None:
-        self.lock, self.taken = Lock(), Shelves()
+        self.lock, self.taken = Lock(), Records()
         self.numbers: dict[str, int] = {}
 
     def number(self, name: str | None) -> int:
@@ -83,8 +84,8 @@ class Claims:
         return self.numbers.setdefault(name, len(self.numbers) + 1) if name else 0
 
     def of(self, name: Hashable, item: MeteredItem) -> tuple[Taken, list[Taken]]:
-        """Return what an item, and what others took of a customer or subject."""
-        found = [taken for _, taken in self.taken.places(hash(name))]
+        """Return what an item, and what others took of a customer or subject, in that order."""
+        found = [taken for _, taken in self.taken.places(hash(name))][::-1]
         others = [taken for taken in found if taken.item != item.id]
         mine = next((taken for taken in found if taken.item == item.id), None)
         return mine or Taken(0, 0, 0, 0, 0, item.id), others

@@ -334,8 +334,7 @@ def report_one(report: PendingReport, services: Services, outcome: Outcome) -> N
     Of two reports of an item, the later one asks OpenMeter when the first has gone out.
     """
     began, item = time.monotonic(), report.item
-    turn = services.turns.of(services.stripe.key_of(item.id))
-    with turn.wait():
+    with services.turns.wait(services.stripe.key_of(item.id)) as turn:
         if report.writes and turn.is_overtaken(report.as_of, item.end):
             log.info("%s: a later report of it came first", item.id, extra={"item": item.id})
             outcome.skipped.append(item.id)

@@ -3,38 +3,30 @@
 Otherwise the one that asked first could be told last, and take the place of the later total.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from dataclasses import dataclass
+from threading import Condition
 
 from billing.stripe_api import ReportFailed
 from service.transport import seconds_left
 
 # The longest that a report waits for another one of its item: two calls and their repetitions.
 TURN_SECONDS = 60
-# Of how many items a process remembers how late the last report knew them.
-MOST_TURNS = 10_000
+# Of how many items, and at most of twice as many, a process remembers what their last reports told.
+MOST_TOLD = 5_000
 
 
+@dataclass
 class Turn:
-    """What keeps an item's reports apart, and the latest UTC second of which one told.
+    """One report of an item while no other is under way, and what those before it told.
 
-    `asked_at` is the monotonic second at which the last total that was told had been asked for.
+    That is the latest UTC second of which one told, and the monotonic second at which the last
+    total that was told had been asked for.
     """
 
-    def __init__(self) -> None:
-        self.lock, self.latest, self.asked_at = Lock(), 0, 0.0
-
-    @contextmanager
-    def wait(self) -> Iterator[None]:
-        """Wait until no other report of the item is under way. Raises ReportFailed."""
-        if not self.lock.acquire(timeout=max(0, min(TURN_SECONDS, seconds_left()))):
-            raise ReportFailed("another report of it was under way for too long")
-        try:
-            yield
-        finally:
-            self.lock.release()
+    latest: int = 0
+    asked_at: float = 0.0
 
     def is_overtaken(self, as_of: int, end: int) -> bool:
         """Say whether a report of a running period comes after one that told of a later second.
@@ -50,16 +42,34 @@ class Turn:
 
 
 class Turns:
-    """The turns of the items that this process reported of late."""
+    """The turns of a process, of which it remembers as little as it can of each item."""
 
     def __init__(self) -> None:
-        self.lock, self.turns = Lock(), OrderedDict[tuple[str, ...], Turn]()
+        self.changed, self.under_way = Condition(), set[int]()
+        self.told, self.told_before = dict[int, tuple[int, float]](), dict[int, tuple[int, float]]()
 
-    def of(self, key: tuple[str, ...]) -> Turn:
-        """Return the turn of an item, which an account and its id name."""
-        with self.lock:
-            turn = self.turns.setdefault(key, Turn())
-            self.turns.move_to_end(key)
-            if len(self.turns) > MOST_TURNS:
-                self.turns.popitem(last=False)
-            return turn
+    @contextmanager
+    def wait(self, key: tuple[str, ...]) -> Iterator[Turn]:
+        """Wait until no other report of an item is under way, which an account and its id name.
+
+        Raises ReportFailed.
+        """
+        name, seconds = hash(key), max(0, min(TURN_SECONDS, seconds_left()))
+        with self.changed:
+            if not self.changed.wait_for(lambda: name not in self.under_way, seconds):
+                raise ReportFailed("another report of it was under way for too long")
+            self.under_way.add(name)
+            turn = Turn(*(self.told.get(name) or self.told_before.get(name, ())))
+        try:
+            yield turn
+        finally:
+            with self.changed:
+                self.remember(name, turn)
+                self.under_way.remove(name)
+                self.changed.notify_all()
+
+    def remember(self, name: int, turn: Turn) -> None:
+        """Remember what was told of an item, and forget the items that were reported first."""
+        if len(self.told) >= MOST_TOLD:
+            self.told, self.told_before = {}, self.told
+        self.told[name] = (turn.latest, turn.asked_at)

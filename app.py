@@ -8,13 +8,13 @@ from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCES
 from typing import Any
 
 import click
-import stripe
 from flask import Flask, g, request
 from flask.cli import FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from prometheus_client import CONTENT_TYPE_LATEST
 from pyrate_limiter import Duration, Rate
+from stripe import SignatureVerificationError, WebhookSignature
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -93,8 +93,8 @@ def verify_signature(
     reasons: dict[str | None, None] = {}
     for secret in secrets:
         try:
-            stripe.WebhookSignature.verify_header(body, signature, secret, tolerance)
-        except stripe.SignatureVerificationError as error:
+            WebhookSignature.verify_header(body, signature, secret, tolerance)
+        except SignatureVerificationError as error:
             reasons[error.user_message] = None
         except (TypeError, UnicodeError) as error:
             raise BadRequest("the signature is not ASCII or the body is not UTF-8") from error
@@ -121,19 +121,21 @@ def event_id_text(event: Mapping[str, Any]) -> str:
     return f"event {event_id}" if known else "an event without id"
 
 
-def parties_text(event: Mapping[str, Any]) -> str:
+def parties_text(parties: Mapping[str, str]) -> str:
     """Return whose event it is, as far as it says that, for a line."""
-    found = ", ".join(events.parties(event).values())
+    found = ", ".join(parties.values())
     return f" of {found}" if found else ""
 
 
-def report_in_time(event: Mapping[str, Any], services: Services) -> Outcome | None:
+def report_in_time(
+    event: Mapping[str, Any], parties: Mapping[str, str], services: Services
+) -> Outcome | None:
     """Report what a genuine event is about; None if it is ignored. Raises UnprocessableEntity."""
     try:
         with limit_time_of_calls(DELIVERY_SECONDS):
             return events.report_event(event, services)
     except InvalidStripeObject as error:
-        said = f"{error} ({event_id_text(event)}{parties_text(event)})"
+        said = f"{error} ({event_id_text(event)}{parties_text(parties)})"
         raise UnprocessableEntity(f"{said}: {RESENT}") from error
 
 
@@ -144,10 +146,10 @@ def log_delivery(level: int, said: str, status: int, outcome: str) -> None:
 
 
 def log_and_respond(
-    event: Mapping[str, Any], outcome: Outcome | None
+    event: Mapping[str, Any], parties: Mapping[str, str], outcome: Outcome | None
 ) -> tuple[dict[str, Any], int]:
     """Return what a genuine event is answered with, and log it."""
-    label = f"{event_id_text(event)} ({one_line(event['type'])}){parties_text(event)}"
+    label = f"{event_id_text(event)} ({one_line(event['type'])}){parties_text(parties)}"
     if outcome is None:
         log_delivery(logging.INFO, f"{label}: ignored", OK, "ignored")
         return {"ignored": event["type"]}, OK
@@ -305,12 +307,13 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         verify_signature(body, signature, secrets, services.stripe.clock)
         event = parse_event(body)
         about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
-        logs.replace_log_fields(**about, **events.parties(event))
+        parties = events.parties(event)
+        logs.replace_log_fields(**about, **parties)
         is_repeated = late.take(event.get("id"))
-        outcome = None if is_repeated else report_in_time(event, services)
+        outcome = None if is_repeated else report_in_time(event, parties, services)
         if is_repeated or (outcome is not None and not outcome.failed):
             late.note(event.get("id"), sent_at(signature), services.stripe.clock.now())
-        return log_and_repeat(event) if is_repeated else log_and_respond(event, outcome)
+        return log_and_repeat(event) if is_repeated else log_and_respond(event, parties, outcome)
 
 
 def add_probes(app: Flask, services: Services) -> None:

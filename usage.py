@@ -119,7 +119,7 @@ def totals(
 
 def rfc3339(moment: datetime) -> str:
     """Return a UTC time as OpenMeter's queries take it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{moment.replace(tzinfo=None).isoformat()}Z"
 
 
 def openmeter_state(client: openmeter.Client, meter: str, at: datetime) -> str:

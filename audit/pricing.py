@@ -4,7 +4,6 @@ Per unit, in packages, or by graduated or volume tiers (docs.stripe.com/api/pric
 is called here.
 """
 
-from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 
 from billing.invoices import MAX_AMOUNT, MINOR_DIGITS, as_number, plain
@@ -39,7 +38,7 @@ def packages(price: Json, units: Decimal) -> Decimal | None:
     (docs.stripe.com/api/prices/object, transform_quantity)
     """
     package = price.get("transform_quantity")
-    if not isinstance(package, Mapping):
+    if not isinstance(package, dict):
         return units
     each = as_number(package.get("divide_by"), MAX_UNITS)
     if not each or each < 0:
@@ -51,7 +50,7 @@ def packages(price: Json, units: Decimal) -> Decimal | None:
 def tiered_cost(price: Json, units: Decimal) -> Decimal | None:
     """Return what units cost by tiers: each in its own, or all in the one that they reach."""
     tiers = price.get("tiers")
-    if not isinstance(tiers, list) or not all(isinstance(tier, Mapping) for tier in tiers):
+    if not isinstance(tiers, list) or not all(isinstance(tier, dict) for tier in tiers):
         return None
     is_volume = price.get("tiers_mode") == "volume"
     total, below = Decimal(0), Decimal(0)

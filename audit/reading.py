@@ -3,7 +3,7 @@
 Times are UTC seconds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from sys import intern
@@ -138,7 +138,7 @@ def fetch_subscription_of(invoice: Json, source: Source) -> Subscription | None:
         return None
     details = (invoice.get("parent") or {}).get("subscription_details") or invoice
     fields = details.get("subscription")
-    if not isinstance(fields, Mapping):
+    if not isinstance(fields, dict):
         fields = stripe_api.fetch_subscription(source.services.stripe, subscription_id)
     return Subscription(fields, fetch_all_entries(fields, source.services), 0)
 
@@ -247,16 +247,16 @@ def former_key(
 def invoice_item_details(line: Json) -> Json:
     """Return what a line, or an invoice item itself, says of its subscription."""
     parent = line.get("parent")
-    if not isinstance(parent, Mapping):
+    if not isinstance(parent, dict):
         return line
     found = parent.get("invoice_item_details") or parent.get("subscription_details")
-    return found if isinstance(found, Mapping) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_repair(line: Json) -> bool:
     """Say whether an invoice item, or its line, is one of `flask audit --repair`."""
     metadata = line.get("metadata")
-    return isinstance(metadata, Mapping) and REPAIRED_LINE in metadata
+    return isinstance(metadata, dict) and REPAIRED_LINE in metadata
 
 
 def item_that_ended(subscription: Subscription, at: int, about: Json, price: Json) -> str:
@@ -417,7 +417,7 @@ def add_trials(
 ) -> None:
     """Add the trial of a subscription or an item: its usage is free."""
     own = holder.get("current_trial")
-    trial = own if isinstance(own, Mapping) else {}
+    trial = own if isinstance(own, dict) else {}
     start = trial.get("start_date", holder.get("trial_start"))
     end = trial.get("end_date", holder.get("trial_end"))
     if type(start) is int and type(end) is int and start < end:

@@ -4,7 +4,6 @@ Each names in its metadata the line, or the gap, of which it bills what is missi
 units. That is how a second run knows it (docs.stripe.com/api/invoiceitems).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -54,7 +53,7 @@ def fetch_repairs(customer: str, source: Source) -> dict[str, Repaired]:
     for page in stripe_api.iter_pages(stripe, "/v1/invoiceitems", customer=customer):
         for item in page:
             metadata = item.get("metadata")
-            given = metadata if isinstance(metadata, Mapping) else {}
+            given = metadata if isinstance(metadata, dict) else {}
             units = as_number(given.get(REPAIRED_UNITS), MAX_QUANTITY)
             line = given.get(REPAIRED_LINE)
             if isinstance(line, str) and units:
@@ -117,7 +116,7 @@ def product_name(price: Json, source: Source) -> str:
     if isinstance(product, str):
         stripe = source.services.stripe
         product = stripe_api.fetch_object(stripe, "product", f"/v1/products/{product}")
-    name = product.get("name") if isinstance(product, Mapping) else None
+    name = product.get("name") if isinstance(product, dict) else None
     return str(name or "Usage")
 
 

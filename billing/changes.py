@@ -5,7 +5,6 @@
 stand on the subscription. Times are UTC seconds.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +51,7 @@ class EndedPeriod:
     def ended_own_trial(self) -> bool:
         """Say whether a trial of the item's own ended with it, which no object tells later."""
         trial = self.before.get("current_trial")
-        return isinstance(trial, Mapping) and trial.get("end_date") == self.end
+        return isinstance(trial, dict) and trial.get("end_date") == self.end
 
     @property
     def starts_new_count(self) -> bool:
@@ -83,25 +82,30 @@ def starts_new_price(before: Json, after: Json) -> bool:
 def price_id(item: Json) -> object:
     """Return the id of an item's price."""
     price = item.get("price")
-    return price.get("id") if isinstance(price, Mapping) else None
+    return price.get("id") if isinstance(price, dict) else None
 
 
 def has_metered_price(item: Json) -> bool:
     """Say whether an item's price is metered."""
     price = item.get("price")
-    return isinstance(price, Mapping) and is_metered(price)
+    return isinstance(price, dict) and is_metered(price)
 
 
 def previous_entries(previous: Json) -> dict[str, Json]:
     """Return the whole items before an update, by id; none if it changed nothing in them."""
     items = previous.get("items")
-    data = items.get("data") if isinstance(items, Mapping) else None
+    data = items.get("data") if isinstance(items, dict) else None
     entries = data if isinstance(data, list) else []
     return {
         entry["id"]: entry
         for entry in entries
-        if isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
     }
+
+
+def shows_periods(previous: Json) -> bool:
+    """Say whether an update may have ended a period: it shows items or periods as they were."""
+    return any(name in previous for name in ("items", *PERIOD))
 
 
 def ended_periods(
@@ -235,8 +239,8 @@ def intervals(entries: list[Json]) -> set[tuple[str, str]]:
     found = set()
     for entry in entries:
         price = entry.get("price")
-        recurring = price.get("recurring") if isinstance(price, Mapping) else None
-        if isinstance(recurring, Mapping):
+        recurring = price.get("recurring") if isinstance(price, dict) else None
+        if isinstance(recurring, dict):
             found.add((str(recurring.get("interval")), str(recurring.get("interval_count"))))
     return found
 
@@ -251,7 +255,7 @@ def with_previous_metadata(previous: Json, subscription: Json) -> Json:
     """Return a subscription with the metadata that it had before an update."""
     changed = previous.get("metadata")
     metadata = subscription.get("metadata")
-    if not isinstance(changed, Mapping) or not isinstance(metadata, Mapping):
+    if not isinstance(changed, dict) or not isinstance(metadata, dict):
         return subscription
     return {**subscription, "metadata": {**metadata, **changed}}
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -27,6 +28,15 @@ class Heard(NamedTuple):
     date: int
     monotonic: float
     host: float
+
+
+@lru_cache(maxsize=8)
+def date_second(date: str) -> int:
+    """Return the UTC second of a `Date`, which answers of the same second share.
+
+    Raises ValueError or OverflowError.
+    """
+    return int(parsedate_to_datetime(date).timestamp())
 
 
 def report_steps(seconds: int, share: int) -> int:
@@ -73,14 +83,15 @@ class StripeClock:
     def hear(self, headers: Mapping[str, Any] | None, sent_at: float) -> None:
         """Take the time from the headers of the answer to a call sent at a monotonic second."""
         try:
-            date = int(parsedate_to_datetime(str((headers or {})["Date"])).timestamp())
+            date = date_second(str((headers or {})["Date"]))
         except (KeyError, ValueError, OverflowError):
             return
         with self.lock:
-            fits = self.at(sent_at) - JITTER_SECONDS <= date <= self.now()
-            if not self.is_known or not fits:
-                self.heard = Heard(date, time.monotonic(), time.time())
-            self.warn_if_host_is_off()
+            now = self.now()
+            fits = self.at(sent_at) - JITTER_SECONDS <= date <= now
+            if not fits or not self.is_known:
+                self.heard, now = Heard(date, time.monotonic(), time.time()), date
+            self.warn_if_host_is_off(int(time.time()) - now)
 
     @property
     def is_known(self) -> bool:
@@ -106,11 +117,12 @@ class StripeClock:
         """Return by how many seconds this host's clock is ahead of Stripe's; 0 if not known."""
         return int(time.time()) - self.now()
 
-    def warn_if_host_is_off(self) -> None:
-        """Warn, once an hour, of a host's clock that is off."""
-        ahead, now = self.host_is_ahead(), time.monotonic()
-        was_said = self.warned_at is not None and now - self.warned_at < HOUR
-        if abs(ahead) <= OFF_SECONDS or was_said:
+    def warn_if_host_is_off(self, ahead: int) -> None:
+        """Warn, once an hour, of a host's clock that is so many seconds ahead of Stripe's."""
+        if abs(ahead) <= OFF_SECONDS:
+            return
+        now = time.monotonic()
+        if self.warned_at is not None and now - self.warned_at < HOUR:
             return
         self.warned_at = now
         side = "ahead of" if ahead > 0 else "behind"

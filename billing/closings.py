@@ -43,6 +43,13 @@ class Update:
         """Say whether it shows the period of each item."""
         return changes.item_periods_known(self.previous, self.subscription.entries)
 
+    def can_change_what_counts(self, current: Subscription) -> bool:
+        """Say whether, since before it, an item may have come to count something else."""
+        changed = self.previous.get("metadata")
+        names = changed if isinstance(changed, dict) else {}
+        is_ours = "items" in self.previous or any(name.startswith("om_") for name in names)
+        return is_ours or current != self.subscription
+
     @property
     def fields_with_previous_metadata(self) -> Json:
         """Return the subscription with the metadata that it had before."""

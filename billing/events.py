@@ -77,7 +77,10 @@ def report_event(event: Mapping[str, Any], services: Services) -> Outcome | None
         fields = {"warning": "mode", "outcome": "warned"}
         log.warning("the event %s, and was ignored: %s", reason, cure, extra=fields)
         return None
-    return EVENTS[kind](event, replace(services, stripe=account_of_event(event, services.stripe)))
+    account = account_of_event(event, services.stripe)
+    if account is not services.stripe:
+        services = replace(services, stripe=account)
+    return EVENTS[kind](event, services)
 
 
 def account_of_event(event: Mapping[str, Any], own: StripeConnection) -> StripeConnection:
@@ -129,7 +132,7 @@ def parties(event: Mapping[str, Any]) -> dict[str, str]:
 def previous_attributes(event: Mapping[str, Any]) -> Json:
     """Return what an update changed, as it was before; empty where the event does not say it."""
     previous = event["data"].get("previous_attributes")
-    return previous if isinstance(previous, Mapping) else {}
+    return previous if isinstance(previous, dict) else {}
 
 
 def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
@@ -139,18 +142,22 @@ def report_updated(event: Mapping[str, Any], services: Services) -> Outcome:
     """
     outcome = Outcome()
     known = fetch_event_subscription(event, services, outcome)
-    read_metered_items(known, services, outcome)
+    metered = read_metered_items(known, services, outcome)
     reports: list[PendingReport] = []
     with outcome.record_errors(known.id, refusal_is_final=is_on_test_clock(known)):
         current = fetch_current_unless_fresh(event, known, services)
         update = with_current_notes(known, previous_attributes(event), current)
         update = replace(update, ended=periods_ended_by_update(update))
-        reports += changed_reports(update, services, outcome)
-        reports += closing_reports(update, services, outcome)
-        note_removals(update, current, services)
-        current = note_changes(update, current, services, outcome)
-        reports += late_change_corrections(update, current, services, outcome)
-        reports += running_reports(update, current, services, outcome)
+        if update.ended:
+            reports += changed_reports(update, services, outcome)
+            reports += closing_reports(update, services, outcome)
+            note_removals(update, current, services)
+            current = note_changes(update, current, services, outcome)
+            reports += late_change_corrections(update, current, services, outcome)
+        if current.is_running:
+            if current != known:
+                metered = read_fetched_items(current, services, outcome)
+            reports += running_reports(metered, update, current, services, outcome)
     report_until_deadline(reports, services, outcome)
     return outcome
 
@@ -276,22 +283,27 @@ def periods_ended_by_update(update: Update) -> list[EndedPeriod]:
     a test clock, the one at which the clock stands.
     """
     known = update.subscription
+    if not changes.shows_periods(update.previous):
+        return []
     instant = update.as_of if is_on_test_clock(known) else known.as_of
     instant = max(changes.added_seconds(update.previous, known.entries), default=instant)
     return changes.ended_periods(update.previous, known.fields, known.entries, instant)
 
 
 def running_reports(
-    update: Update, current: Subscription, services: Services, outcome: Outcome
+    metered: list[MeteredItem],
+    update: Update,
+    current: Subscription,
+    services: Services,
+    outcome: Outcome,
 ) -> list[PendingReport]:
-    """Return the running periods of a subscription's items, if it runs. Raises ReportFailed."""
-    if not current.is_running:
-        return []
-    metered = read_fetched_items(current, services, outcome)
+    """Return the running periods of a subscription's metered items."""
     items = [item for item in metered if is_counted_rightly(item, update.subscription, current)]
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
+    if not update.can_change_what_counts(current):
+        return reports
     reports = [with_former_usage_warning(report, update, services) for report in reports]
     named = {item.id for item in metered}
     unmetered = [entry for entry in current.entries if str(entry.get("id")) not in named]

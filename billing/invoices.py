@@ -210,7 +210,7 @@ def kept_price(key: LineKey, entry: Json, price: Json, removed: RemovedItem | No
     if removed is not None:
         return removed.removed_at > key.end
     now = entry.get("price")
-    if not isinstance(now, Mapping):
+    if not isinstance(now, dict):
         return None
     if now.get("id") == key.price:
         return True
@@ -248,7 +248,7 @@ def fetch_line_price(
     Raises ReportRefused or ReportFailed.
     """
     price = entry.get("price")
-    if isinstance(price, Mapping) and price.get("id") == price_id:
+    if isinstance(price, dict) and price.get("id") == price_id:
         return price
     if price_id not in known:
         known[price_id] = stripe_api.fetch_object(account, "price", f"/v1/prices/{price_id}")
@@ -267,7 +267,7 @@ def is_fixed(invoice: Json, item: MeteredItem, price: Json, entry: Json) -> bool
     if item.counted_from > item.start:
         return item.counted_from in noted_seconds(entry)
     recurring = price.get("recurring")
-    interval = recurring.get("interval") if isinstance(recurring, Mapping) else None
+    interval = recurring.get("interval") if isinstance(recurring, dict) else None
     length = item.end - item.start
     is_whole = length % DAY == 0 and length >= SHORTEST_INTERVAL.get(str(interval), 0)
     return not is_whole and item.start in noted_seconds(entry)
@@ -312,7 +312,7 @@ def fetch_all_lines(invoice: Json, account: StripeConnection) -> list[Json]:
 def has_more_lines(invoice: Json) -> bool:
     """Say whether an invoice has more lines than it lists."""
     lines = invoice.get("lines")
-    return isinstance(lines, Mapping) and lines.get("has_more") is True
+    return isinstance(lines, dict) and lines.get("has_more") is True
 
 
 def require_lines(invoice: Json) -> list[Json]:
@@ -360,7 +360,7 @@ def is_of_reset(invoice: Json) -> bool:
     bills no subscription item, but an invoice item.
     """
     steps, created = invoice.get("status_transitions"), invoice.get("created")
-    final = steps.get("finalized_at") if isinstance(steps, Mapping) else None
+    final = steps.get("finalized_at") if isinstance(steps, dict) else None
     waited = type(final) is int and type(created) is int and final - created >= HOUR
     is_update = invoice.get("billing_reason") == RESET_REASON and invoice.get("status") != "draft"
     return is_update and not waited and invoice.get("period_end") in item_ends(invoice)
@@ -399,7 +399,7 @@ def line_amounts(lines: list[Json]) -> dict[LineKey, Decimal]:
 def line_period(line: Json) -> tuple[int, int] | None:
     """Return start and end of the period that an invoice line bills, if it has one."""
     period = line.get("period")
-    if not isinstance(period, Mapping):
+    if not isinstance(period, dict):
         return None
     start, end = period.get("start"), period.get("end")
     if type(start) is int and type(end) is int and 0 <= start < end < LATEST_SECOND:
@@ -413,9 +413,9 @@ def line_price(line: Json) -> object:
     (docs.stripe.com/changelog/basil/2025-03-31/invoice-line-item-pricing)
     """
     pricing = line.get("pricing")
-    details = pricing.get("price_details") if isinstance(pricing, Mapping) else None
-    price = (details if isinstance(details, Mapping) else line).get("price")
-    return price.get("id") if isinstance(price, Mapping) else price
+    details = pricing.get("price_details") if isinstance(pricing, dict) else None
+    price = (details if isinstance(details, dict) else line).get("price")
+    return price.get("id") if isinstance(price, dict) else price
 
 
 def line_item(line: Json) -> object:
@@ -425,9 +425,9 @@ def line_item(line: Json) -> object:
     (docs.stripe.com/api/invoice-line-item/object?api-version=2025-02-24.acacia).
     """
     parent = line.get("parent")
-    if isinstance(parent, Mapping):
+    if isinstance(parent, dict):
         details = parent.get("subscription_item_details")
-        return details.get("subscription_item") if isinstance(details, Mapping) else None
+        return details.get("subscription_item") if isinstance(details, dict) else None
     return line.get("subscription_item") if line.get("type") != "invoiceitem" else None
 
 
@@ -447,8 +447,8 @@ def line_quantity(line: Json) -> Decimal:
 def invoice_subscription_id(invoice: Json) -> str:
     """Return the id of the subscription that an invoice is of. Raises InvalidStripeObject."""
     parent = invoice.get("parent")
-    details = parent.get("subscription_details") if isinstance(parent, Mapping) else None
-    holder = details if isinstance(details, Mapping) else invoice
+    details = parent.get("subscription_details") if isinstance(parent, dict) else None
+    holder = details if isinstance(details, dict) else invoice
     return require_expandable_id(holder, "subscription")
 
 

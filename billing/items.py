@@ -4,7 +4,7 @@ Objects go in as plain data. Times are UTC seconds since the epoch. Nothing is c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -243,7 +243,7 @@ def trial_boundaries(holder: Json) -> list[int]:
     (docs.stripe.com/billing/subscriptions/trials).
     """
     trial = holder.get("current_trial")
-    if isinstance(trial, Mapping):
+    if isinstance(trial, dict):
         seconds = [trial.get("start_date"), trial.get("end_date")]
     else:
         seconds = [holder.get("trial_start"), holder.get("trial_end")]
@@ -261,7 +261,7 @@ def is_free(item: Json, subscription: Json, start: int, end: int) -> bool:
 def is_in_trial(holder: Json, start: int, end: int) -> bool:
     """Say whether a period lies in the trial of a subscription or item."""
     trial = holder.get("current_trial")
-    if isinstance(trial, Mapping):
+    if isinstance(trial, dict):
         began, ends = trial.get("start_date"), trial.get("end_date")
     else:
         began, ends = holder.get("trial_start"), holder.get("trial_end")
@@ -271,13 +271,13 @@ def is_in_trial(holder: Json, start: int, end: int) -> bool:
 def is_metered(price: Json) -> bool:
     """Say whether a price is metered (docs.stripe.com/api/prices/object, recurring.usage_type)."""
     recurring = price.get("recurring")
-    return isinstance(recurring, Mapping) and recurring.get("usage_type") == "metered"
+    return isinstance(recurring, dict) and recurring.get("usage_type") == "metered"
 
 
 def has_meter(price: object) -> bool:
     """Say whether a price has a Billing Meter."""
-    recurring = price.get("recurring") if isinstance(price, Mapping) else None
-    return isinstance(recurring, Mapping) and recurring.get("meter") is not None
+    recurring = price.get("recurring") if isinstance(price, dict) else None
+    return isinstance(recurring, dict) and recurring.get("meter") is not None
 
 
 def latest_period_end(item: Json, subscription: Json) -> int | None:
@@ -287,9 +287,9 @@ def latest_period_end(item: Json, subscription: Json) -> int | None:
     then (docs.stripe.com/billing/subscriptions/mixed-interval).
     """
     listed = subscription.get("items")
-    entries = listed.get("data") if isinstance(listed, Mapping) else None
+    entries = listed.get("data") if isinstance(listed, dict) else None
     holders = [item, *(entries if isinstance(entries, list) else [])]
-    ends = [holder.get("current_period_end") for holder in holders if isinstance(holder, Mapping)]
+    ends = [holder.get("current_period_end") for holder in holders if isinstance(holder, dict)]
     known = [at for at in [*ends, subscription.get("current_period_end")] if type(at) is int]
     return max(known, default=None)
 
@@ -302,7 +302,7 @@ def field_path(path: str, name: str) -> str:
 def require_object(holder: Json, name: str, path: str) -> Json:
     """Return a field that holds an object. Raises InvalidStripeObject."""
     value = holder.get(name)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise InvalidStripeObject(f"{field_path(path, name)} is missing")
     return value
 
@@ -321,7 +321,7 @@ def require_expandable_id(holder: Json, name: str) -> str:
     Raises InvalidStripeObject (docs.stripe.com/expand).
     """
     value = holder.get(name)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return require_id(value, "id", name)
     return require_id(holder, name, "")
 
@@ -333,7 +333,7 @@ def read_metadata(first: Json, second: Json, key: str, path: str) -> str | None:
     """
     for holder in (first, second):
         metadata = holder.get("metadata") or {}
-        if not isinstance(metadata, Mapping):
+        if not isinstance(metadata, dict):
             raise InvalidStripeObject(f"{field_path(path, 'metadata')} is no object")
         value = metadata.get(key)
         if value is not None and not is_utf8_text(value):
@@ -345,7 +345,9 @@ def read_metadata(first: Json, second: Json, key: str, path: str) -> str | None:
 
 def is_utf8_text(value: object) -> bool:
     """Say whether a value is text that UTF-8 can carry; a lone surrogate of JSON's is not."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or not re.search("[\ud800-\udfff]", value)
 
 
 def utc_text(second: int) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from billing import stripe_api
@@ -75,7 +75,7 @@ def fetch_draft_invoices(subscription: Subscription, services: Services) -> list
     and final, there is none. Raises ReportRefused or ReportFailed.
     """
     latest, oldest = subscription.fields.get("latest_invoice"), subscription.as_of - DRAFT_SECONDS
-    if isinstance(latest, Mapping):
+    if isinstance(latest, dict):
         is_first = latest.get("billing_reason") == "subscription_create"
         is_old = latest.get("created", 0) < oldest
         if is_old or (is_first and latest.get("status") != "draft"):

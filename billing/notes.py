@@ -5,7 +5,6 @@ kept where every process and the next run can read it. Times are UTC seconds.
 """
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from billing.stripe_api import Json
@@ -48,14 +47,14 @@ class RemovedItem(NamedTuple):
 def metadata_text(holder: Json, key: str) -> str:
     """Return a key of an object's metadata; empty if it is not set, or no text."""
     metadata = holder.get("metadata")
-    value = metadata.get(key) if isinstance(metadata, Mapping) else None
+    value = metadata.get(key) if isinstance(metadata, dict) else None
     return value if isinstance(value, str) else ""
 
 
 def noted_seconds(item: Json) -> list[int]:
     """Return when an item got another price, oldest first."""
-    found = re.findall(r"[0-9]{1,12}", metadata_text(item, COUNTED_FROM))
-    return sorted({int(second) for second in found})
+    noted = metadata_text(item, COUNTED_FROM)
+    return sorted({int(second) for second in re.findall(r"[0-9]{1,12}", noted)}) if noted else []
 
 
 def with_second(item: Json, *seconds: int) -> Json:

@@ -107,6 +107,8 @@ def write_note(kind: str, object_id: str, key: str, value: str, services: Servic
 
 def with_current_notes(known: Subscription, previous: Json, current: Subscription) -> Update:
     """Return an update whose items, after and before, have the changes that were noted since."""
+    if current is known:
+        return Update(known, current.as_of, previous)
     before = [
         with_notes(entry, current.entries) for entry in changes.previous_entries(previous).values()
     ]

@@ -45,8 +45,8 @@ def fetch_reason(event_id: str, services: Services) -> Json:
     """Read why Stripe refused meter events. Raises ReportRefused or ReportFailed."""
     path = f"/v2/core/events/{event_id}"
     data = stripe_api.fetch_object(services.stripe, "v2.core.event", path).get("data")
-    reason = data.get("reason") if isinstance(data, Mapping) else None
-    if not isinstance(reason, Mapping):
+    reason = data.get("reason") if isinstance(data, dict) else None
+    if not isinstance(reason, dict):
         raise ReportFailed("Stripe's answer has no data.reason")
     return reason
 
@@ -54,12 +54,12 @@ def fetch_reason(event_id: str, services: Services) -> Json:
 def read_refusals(reason: Json) -> Iterator[Refusal]:
     """Yield each reason with its count, and the first message. Raises ReportFailed."""
     kinds = reason.get("error_types")
-    if not isinstance(kinds, list) or not all(isinstance(kind, Mapping) for kind in kinds):
+    if not isinstance(kinds, list) or not all(isinstance(kind, dict) for kind in kinds):
         raise ReportFailed("Stripe's answer has no data.reason.error_types")
     for kind in kinds:
         samples, count = kind.get("sample_errors"), kind.get("error_count")
         first = samples[0] if isinstance(samples, list) and samples else {}
-        message = first.get("error_message") if isinstance(first, Mapping) else None
+        message = first.get("error_message") if isinstance(first, dict) else None
         yield Refusal(
             one_line(kind.get("code")),
             count if type(count) is int else 1,

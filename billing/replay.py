@@ -79,13 +79,13 @@ def replay_event(event: Json, services: Services) -> Outcome:
 def event_fields(event: Json) -> dict[str, Any]:
     """Return what is shown of an event besides its outcome."""
     created = event.get("created")
-    carried = event.get("data") if isinstance(event.get("data"), Mapping) else {}
-    subject = carried.get("object") if isinstance(carried, Mapping) else None
+    carried = event.get("data") if isinstance(event.get("data"), dict) else {}
+    subject = carried.get("object") if isinstance(carried, dict) else None
     return {
         "event": event["id"],
         "type": event.get("type"),
         "created": utc_text(created) if type(created) is int else None,
-        "object": subject.get("id") if isinstance(subject, Mapping) else None,
+        "object": subject.get("id") if isinstance(subject, dict) else None,
     }
 
 

@@ -311,7 +311,7 @@ def list_all(account: StripeConnection, path: str, **filters: Any) -> list[Json]
 
 def has_id(entry: object) -> bool:
     """Say whether an entry of a list is an object with an id."""
-    return isinstance(entry, Mapping) and isinstance(entry.get("id"), str)
+    return isinstance(entry, dict) and isinstance(entry.get("id"), str)
 
 
 def call(account: StripeConnection, method: str, path: str, **options: Any) -> Json:
@@ -388,7 +388,7 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
-    return answer if isinstance(answer, Mapping) else {}
+    return answer if isinstance(answer, dict) else {}
 
 
 def note_answer(account: StripeConnection, said: str) -> None:

@@ -15,6 +15,7 @@ from service.transport import seconds_left
 TURN_SECONDS = 60
 # Of how many items, and at most of twice as many, a process remembers what their last reports told.
 MOST_TOLD = 5_000
+NOTHING_TOLD = (0, 0.0)
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Turn:
     total that was told had been asked for.
     """
 
-    latest: int = 0
-    asked_at: float = 0.0
+    latest: int
+    asked_at: float
 
     def is_overtaken(self, as_of: int, end: int) -> bool:
         """Say whether a report of a running period comes after one that told of a later second.
@@ -59,7 +60,7 @@ class Turns:
             if not self.changed.wait_for(lambda: name not in self.under_way, seconds):
                 raise ReportFailed("another report of it was under way for too long")
             self.under_way.add(name)
-            turn = Turn(*(self.told.get(name) or self.told_before.get(name, ())))
+            turn = Turn(*(self.told.get(name) or self.told_before.get(name) or NOTHING_TOLD))
         try:
             yield turn
         finally:

@@ -1,6 +1,6 @@
 """Where the account sends its events: whether those that are needed come here."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,7 +75,7 @@ def fetch_destinations(account: StripeConnection) -> list[Destination]:
         raise ReportFailed("Stripe's answer is no list of event destinations")
     for fields in listed:
         endpoint = fields.get("webhook_endpoint")
-        if isinstance(endpoint, Mapping):
+        if isinstance(endpoint, dict):
             is_thin = fields.get("event_payload") == "thin"
             found.append(read_destination(fields, endpoint.get("url"), is_thin=is_thin))
     return found

@@ -76,6 +76,9 @@ def configure_logger(
     logger: logging.Logger, handler: logging.Handler, form: str, secrets: SecretFilter
 ) -> None:
     """Let a logger and its handler write in a LOG_FORMAT, without secrets."""
+    # No line says where in the code, and in which thread, it was logged
+    # (docs.python.org/3/howto/logging.html#optimization).
+    logging._srcfile, logging.logThreads, logging.logMultiprocessing = None, False, False
     logger.setLevel(logging.INFO)
     logger.filters[:] = [ContextFilter(), secrets]
     # OpenMeter's SDK warns of what our own lines say.

@@ -3,16 +3,15 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
 from typing import Any
 
 import click
 from flask import Flask, g, request
-from flask.cli import FlaskGroup
+from flask.cli import AppGroup, FlaskGroup
 from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
-from prometheus_client import CONTENT_TYPE_LATEST
 from pyrate_limiter import Duration, Rate
 from stripe import SignatureVerificationError, WebhookSignature
 from werkzeug.exceptions import (
@@ -22,23 +21,22 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
     UnprocessableEntity,
 )
+from werkzeug.utils import import_string
 from werkzeug.wrappers import Response
 
-from audit.command import audit_command
-from billing import events, periodic, replay
+from billing import events
 from billing.clock import StripeClock
 from billing.items import STRIPE_ID, InvalidStripeObject
 from billing.reports import Outcome, Services, milliseconds_since
 from billing.stripe_api import StripeConnection, stripe_state
-from doctor.command import doctor_command
-from service import logs, metrics
+from service import logs
 from service.clients import create_clients
 from service.cores import stay_on_one_core
 from service.health import Check, Readiness
 from service.late import LateAnswers, sent_at
 from service.rates import Rates, SharedBudget
 from service.settings import key_kind, load_environment, read_settings, secrets_of
-from service.transport import limit_time_of_calls
+from service.transport import Observe, limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
 
 SIGNATURE_TOLERANCE_SECONDS = 300
@@ -59,6 +57,12 @@ RESENT = (
 # The settings that commands and app.py look up; none is a secret but the heartbeat's.
 CONFIG = ("HOST", "PORT", "HEARTBEAT_URL", "LOG_FORMAT", "STRIPE_API_BASE", "OPENMETER_URL")
 OUTCOMES = {UNPROCESSABLE_ENTITY: "invalid", INTERNAL_SERVER_ERROR: "error"}
+COMMANDS = {
+    "audit": "audit.command:audit_command",
+    "doctor": "doctor.command:doctor_command",
+    "replay": "billing.replay:replay_command",
+    "report": "billing.periodic:report_command",
+}
 
 log = logging.getLogger("app")
 
@@ -173,7 +177,7 @@ def outcome_of(code: int) -> str:
     """Return what a delivery counts as that was answered with an error."""
     # Anybody may send what is not signed; a signature that is wrong points to our secret.
     is_signed = "Stripe-Signature" in request.headers
-    return OUTCOMES.get(code, metrics.NOT_GENUINE if is_signed else metrics.NOT_SIGNED)
+    return OUTCOMES.get(code, "not genuine" if is_signed else "not signed")
 
 
 def log_and_respond_to_error(error: HTTPException) -> Response:
@@ -189,6 +193,19 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     response.content_type = "application/json"
     response.set_data(json.dumps({"error": error.description}))
     return response
+
+
+class Commands(AppGroup):
+    """The commands of `flask`, each imported when it is asked for: a worker needs none of them."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return their names."""
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the one of a name."""
+        place = COMMANDS.get(cmd_name)
+        return import_string(place) if place else None
 
 
 def is_for_a_command() -> bool:
@@ -212,15 +229,12 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings, build_rates(settings))
     app = Flask("app", static_folder=None)
+    app.cli = Commands("app")
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
     app.config.update({name: settings[name] for name in CONFIG})
     app.config["WEBHOOK_SECRETS"] = len(settings["STRIPE_WEBHOOK_SECRET"] or ())
     app.config["KEY_KIND"] = key_kind(settings["STRIPE_KEY"])
     app.extensions["services"] = services
-    app.cli.add_command(periodic.report_command)
-    app.cli.add_command(replay.replay_command)
-    app.cli.add_command(audit_command)
-    app.cli.add_command(doctor_command)
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
@@ -252,9 +266,17 @@ def redis_budget(url: str, mode: str) -> SharedBudget:
     return RedisBudget(url, mode)
 
 
+def call_observer() -> Callable[[str], Observe]:
+    """Return what counts the calls to a service."""
+    # Prometheus' client takes a megabyte, which a worker without metrics need not have.
+    from service import metrics  # noqa: PLC0415
+
+    return metrics.observer
+
+
 def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:
     """Return what deliveries and commands report with."""
-    observer = {"observe": metrics.observer} if settings["METRICS"] else {}
+    observer = {"observe": call_observer()} if settings["METRICS"] else {}
     clients = create_clients(settings, **observer)
     return Services(
         openmeter=clients.openmeter,
@@ -354,6 +376,10 @@ def add_probes(app: Flask, services: Services) -> None:
 
 def enable_metrics(app: Flask) -> None:
     """Count from here on, and answer what was counted."""
+    from prometheus_client import CONTENT_TYPE_LATEST  # noqa: PLC0415
+
+    from service import metrics  # noqa: PLC0415
+
     metrics.count_lines(app.logger, events.EVENTS)
 
     @app.get("/metrics")

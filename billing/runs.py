@@ -265,7 +265,7 @@ class WorkPool:
 
     def __init__(self, run: Run, workers: int) -> None:
         self.run, self.workers, self.threads = run, workers, ThreadPoolExecutor(workers)
-        self.places, self.pending = BoundedSemaphore(4 * workers), set[Future[None]]()
+        self.places, self.pending = BoundedSemaphore(2 * workers), set[Future[None]]()
         self.has_begun, self.seconds_each = False, 0.0
 
     def look_at(self, subscription: Json, read_at: float) -> None:

@@ -25,7 +25,7 @@ WARNING_KEY = ("event", "item", "warning", "meter_error", "period")
 # How many warnings are remembered, so that an event that comes again does not count again.
 MOST_WARNED = 10_000
 PREFIX = "openmeter_stripe"
-NOT_GENUINE, NOT_SIGNED, OTHER = "not genuine", "not signed", "other"
+NOT_GENUINE, OTHER = "not genuine", "other"
 LABELS = {
     "deliveries": (
         "reported",
@@ -34,7 +34,7 @@ LABELS = {
         "failed",
         "invalid",
         NOT_GENUINE,
-        NOT_SIGNED,
+        "not signed",
         "error",
     ),
     "reports": ("reported", "failed", "refused"),

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,7 @@ from stripe import WebhookSignature
 import app
 from billing.stripe_api import BUSY_SECONDS
 from fakes import openmeter_api
+from fakes.processes import ROOT
 from service.transport import BoundedAdapter
 from tests.conftest import (
     ACACIA,
@@ -641,6 +644,20 @@ def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(star
     with click.Context(FlaskGroup(), info_name="flask"):
         found = app.build_rates({**settings, "WEB_CONCURRENCY": 4})
     assert (found.processes, found.is_command) == (1, True)
+
+
+def test_a_worker_has_nothing_in_memory_that_only_some_need() -> None:
+    needless = "audit", "doctor", "prometheus_client", "redis", "tqdm"
+    tell = f"print({{name for name in {needless} if name in sys.modules}})"
+    said = subprocess.run(
+        [sys.executable, "-c", f"import sys, app; {tell}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert said.stdout == "set()\n"
 
 
 # Beside those of test_faults.py

@@ -1,6 +1,7 @@
 """Which room may import which: arrows run one way."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -452,8 +453,12 @@ FLASK = {
 }
 
 
+# What imports by name: `module:attribute`.
+PLACE = r"[a-z_]+\.[a-z_]+:[a-z_]+"
+
+
 def imported(path: Path) -> set[str]:
-    """Return the dotted names that a module imports."""
+    """Return the dotted names that a module imports, or names as `module:attribute`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -462,6 +467,8 @@ def imported(path: Path) -> set[str]:
             module = str(node.module)
             names = {f"{module}.{alias.name}" for alias in node.names}
             found |= names & ARROWS.keys() or {module}
+        elif isinstance(node, ast.Constant) and re.fullmatch(PLACE, str(node.value)):
+            found.add(str(node.value).partition(":")[0])
     return found
 
 

@@ -26,7 +26,7 @@ from pytest_mock import MockerFixture
 from stripe import WebhookSignature
 
 from fakes.processes import WEBHOOK_SECRET, Process, Processes, answers, wait_for
-from service.serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker
+from service.serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker, in_one_piece
 from tests.conftest import DAY, END, ENDIVE, OpenMeter, Stripe, free_port, updated
 
 DELIVERY = b"POST /webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1,v1=0\r\n"
@@ -188,6 +188,33 @@ def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) 
     ours.settimeout(5)
     with closing(ours), closing(theirs), pytest.raises(TooSlow):
         worker.handle_request(None, mocker.Mock(sock=ours))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux sends in one piece")
+def test_an_answer_goes_out_in_one_piece(mocker: MockerFixture) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    theirs.setblocking(False)
+
+    def answer(*_: Any) -> bool:
+        ours.sendall(b"head, ")
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+        ours.sendall(b"body")
+        return True
+
+    mocker.patch.object(ThreadWorker, "handle_request", side_effect=answer)
+    worker = object.__new__(Worker)
+    with closing(ours), closing(theirs):
+        assert worker.handle_request(None, mocker.Mock(sock=ours))
+        theirs.settimeout(5)
+        assert theirs.recv(100) == b"head, body"
+
+
+def test_what_was_closed_meanwhile_is_sent_no_more() -> None:
+    with closing(socket.socket()) as ours, in_one_piece(ours):
+        ours.close()
 
 
 def refuses(address: str) -> bool:

@@ -34,6 +34,7 @@ from tests.conftest import KEY, SECRET, START
 from tests.stories.model_schedule import (
     Scheduler,
     Task,
+    TurnCondition,
     TurnLock,
     TurnPool,
     TurnSemaphore,
@@ -308,10 +309,12 @@ def in_this_world(world: World) -> Iterator[None]:
         "billing.runs.BoundedSemaphore": partial(TurnSemaphore, scheduler),
         "billing.runs.wait": wait,
     }
-    # Wherever the service makes locks.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("billing.") and getattr(module, "Lock", None) is threading.Lock:
-            patches[f"{name}.Lock"] = partial(TurnLock, scheduler)
+    # Wherever the service makes such.
+    for kind, ours in ("Lock", TurnLock), ("Condition", TurnCondition):
+        for name, module in list(sys.modules.items()):
+            known = getattr(module, kind, None)
+            if name.startswith("billing.") and known is getattr(threading, kind):
+                patches[f"{name}.{kind}"] = partial(ours, scheduler)
     with ExitStack() as stack:
         for name, other in patches.items():
             stack.enter_context(mock.patch(name, other))

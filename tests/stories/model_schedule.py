@@ -266,6 +266,31 @@ class TurnLock:
         self.release()
 
 
+class TurnCondition:
+    """A condition of the same kind; whoever waits is told by what it waits for."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.lock = scheduler, TurnLock(scheduler)
+
+    def __enter__(self) -> bool:
+        return self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def wait_for(self, until: Callable[[], bool], timeout: float) -> bool:
+        """Give it back until something is so, for some seconds at most, and say whether it is."""
+        end = self.scheduler.now() + timeout
+        while not until() and (left := end - self.scheduler.now()) > 0:
+            self.lock.release()
+            self.scheduler.wait_for(until, left)
+            self.lock.acquire()
+        return until()
+
+    def notify_all(self) -> None:
+        """Tell nobody."""
+
+
 class TurnSemaphore:
     """A bounded semaphore of the same kind."""
 

@@ -304,7 +304,9 @@ def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
     @app.after_request
     def without_secrets(response: Response) -> Response:
         """Answer no secret that a service may have echoed."""
-        response.set_data(hidden.hide(response.get_data(as_text=True)))
+        said = response.get_data(as_text=True)
+        if (kept := hidden.hide(said)) != said:
+            response.set_data(kept)
         return response
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.client import BAD_REQUEST, CONFLICT, TOO_MANY_REQUESTS
 from threading import Lock
 from typing import Any, NamedTuple
@@ -319,7 +320,7 @@ def call(account: StripeConnection, method: str, path: str, **options: Any) -> J
 
     While Stripe is busy, call again with growing, jittered waits (docs.stripe.com/rate-limits).
     """
-    return patiently(account, is_busy)(call_once, account, method, path, **options)
+    return patiently(account, is_busy, partial(call_once, account, method, path, **options))
 
 
 def post_latest(
@@ -335,18 +336,36 @@ def post_latest(
         account.wait_for_turn("post", path)
         return send(account, "post", path, **form(), **options, max_network_retries=0)
 
-    return patiently(account, is_busy_or_first_unavailable)(post)
+    return patiently(account, is_busy_or_first_unavailable, post)
 
 
-def patiently(account: StripeConnection, is_worth_it: Callable[[RetryCallState], bool]) -> Retrying:
-    """Return what repeats a call as long as it is worth it, while Stripe is busy for some time."""
+def patiently(
+    account: StripeConnection,
+    is_worth_it: Callable[[RetryCallState], bool],
+    work: Callable[[], Json],
+) -> Json:
+    """Call Stripe; call again as long as it is worth it, while Stripe is busy for some time."""
+    failures = list[ReportFailed]()
+    try:
+        return work()
+    except (StripeBusy, StripeUnavailable) as error:
+        failures.append(error)
+
+    def attempt() -> Json:
+        """Fail as the first attempt did, or make another one."""
+        if failures:
+            raise failures.pop()
+        return work()
+
     was_busy_for_long = stop_before_delay(account.busy_seconds)
-    return Retrying(
+    # It takes a tenth of a call's time, so it sees only those that fail.
+    repeated = Retrying(
         retry=is_worth_it,
         wait=wait_random_exponential(multiplier=0.1, max=1),
         stop=lambda state: is_busy(state) and was_busy_for_long(state),
         reraise=True,
     )
+    return repeated(attempt)
 
 
 is_busy = retry_if_exception_type(StripeBusy)

@@ -152,20 +152,18 @@ def exchange(
     curl.perform()
     body.seek(0)
     response.status_code, response.url = curl.getinfo(pycurl.RESPONSE_CODE), str(request.url)
-    response.headers = parse_headers(lines)
+    read_headers(lines, response)
     return response
 
 
-def parse_headers(lines: list[bytes]) -> CaseInsensitiveDict[str]:
-    """Return the headers of the last answer in what was received; hints come before it."""
-    found = CaseInsensitiveDict[str]()
+def read_headers(lines: list[bytes], response: requests.Response) -> None:
+    """Give a response the headers of the last answer in what was received; hints come before it."""
     for line in lines:
         name, colon, value = line.decode("latin-1").partition(":")
         if colon:
-            found[name] = value.strip()
-        elif name.startswith("HTTP/"):
-            found = CaseInsensitiveDict()
-    return found
+            response.headers[name] = value.strip()
+        elif response.headers and name.startswith("HTTP/"):
+            response.headers = CaseInsensitiveDict()
 
 
 class BoundedSession(requests.Session):

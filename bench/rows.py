@@ -19,7 +19,7 @@ class Counts:
     """
 
     runs: int
-    floor: int = 100
+    floor: int = 50
     one: int = 200
     several: int = 50
     idle: int = 10_000
@@ -32,7 +32,7 @@ class Counts:
 
 
 QUICK = {
-    "floor": 20,
+    "floor": 10,
     "one": 20,
     "several": 10,
     "idle": 300,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, ROUND_UP, Decimal
 from http.client import FORBIDDEN, NOT_FOUND, OK, UNAUTHORIZED
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 import openmeter
 from corehttp.exceptions import BaseError
@@ -70,14 +70,13 @@ def total(
     """
     if start >= end:
         return Decimal(0)  # OpenMeter refuses an empty period
-    query = {"from": rfc3339(start), "to": rfc3339(end)}
-    customer = ""
+    query, customer = f"from={rfc3339(start)}&to={rfc3339(end)}", ""
     if isinstance(whose, OpenMeterCustomer):
         customer = whose.id
-        query = {"filterCustomerId": customer, **query}
+        query = f"filterCustomerId={customer}&{query}"
     elif whose is not None:
-        query = {"subject": whose, **query}
-    target = f"/api/v1/meters/{meter}/query?{urlencode(query)}"
+        query = f"subject={quote(whose, safe='')}&{query}"
+    target = f"/api/v1/meters/{meter}/query?{query}"
     try:
         body = fetch_body(client, HttpRequest("GET", target), customer=customer, meter=meter)
         return parse_total(body, customer)

@@ -105,7 +105,7 @@ def previous_entries(previous: Json) -> dict[str, Json]:
 
 def shows_periods(previous: Json) -> bool:
     """Say whether an update may have ended a period: it shows items or periods as they were."""
-    return any(name in previous for name in ("items", *PERIOD))
+    return not previous.keys().isdisjoint(("items", *PERIOD))
 
 
 def ended_periods(
@@ -262,7 +262,7 @@ def with_previous_metadata(previous: Json, subscription: Json) -> Json:
 
 def running_ends(subscription: Json, entries: list[Json]) -> list[int]:
     """Return the ends of the items' running periods, as far as they are known."""
-    ends = [period_now(entry, subscription)[1] for entry in entries]
+    ends = [second(first_given((entry, subscription), PERIOD[1])) for entry in entries]
     return [end for end in ends if end is not None]
 
 

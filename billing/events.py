@@ -241,6 +241,8 @@ def fetch_event_subscription(
     entries = listed_entries(fields)
     as_of = created if type(created) is int else services.stripe.clock.now()
     known = Subscription(fields, entries, as_of)
+    if not fields["items"].get("has_more"):
+        return known
     with outcome.record_errors(f"{known.id}, items after the first {len(entries)}"):
         return replace(known, entries=fetch_all_entries(fields, services))
     return known
@@ -298,11 +300,13 @@ def running_reports(
     outcome: Outcome,
 ) -> list[PendingReport]:
     """Return the running periods of a subscription's metered items."""
-    items = [item for item in metered if is_counted_rightly(item, update.subscription, current)]
+    items, may_differ = metered, update.can_change_what_counts(current)
+    if may_differ:
+        items = [item for item in items if is_counted_rightly(item, update.subscription, current)]
     items = fail_items_that_overwrite(items, outcome)
     warn_of_double_billing(items, outcome)
     reports = [PendingReport(item, current.as_of) for item in items]
-    if not update.can_change_what_counts(current):
+    if not may_differ:
         return reports
     reports = [with_former_usage_warning(report, update, services) for report in reports]
     named = {item.id for item in metered}

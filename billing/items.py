@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import pairwise
 
 from billing.notes import noted_seconds
@@ -49,12 +50,12 @@ class MeteredItem:
     counted_from: int
     unrounded: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def window_start(self) -> datetime:
         """Return the second from which usage counts, rounded down to the window."""
         return self._query_boundary(self.counted_from)
 
-    @property
+    @cached_property
     def window_end(self) -> datetime:
         """Return the period's end, rounded down to the window."""
         return self._query_boundary(self.end)

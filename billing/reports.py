@@ -392,7 +392,7 @@ def write(
         wait_for_first_second(item, services)
     sent = ways.report_total(services.stripe, item, total.current, total.known_at)
     fields = report_fields(item, total.billable)
-    line = ", ".join(f"{name}: {value}" for name, value in fields.items())
+    line = ", ".join([f"{name}: {value}" for name, value in fields.items()])
     taken = {"total": f"{total.billable:f}", "milliseconds": milliseconds_since(began)}
     log.info(line, extra={"item": item.id, "outcome": "reported", **taken})
     outcome.reported.append({"item": item.id, "quantity": sent, **fields})

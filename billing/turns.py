@@ -57,7 +57,8 @@ class Turns:
         """
         name, seconds = hash(key), max(0, min(TURN_SECONDS, seconds_left()))
         with self.changed:
-            if not self.changed.wait_for(lambda: name not in self.under_way, seconds):
+            is_busy = name in self.under_way
+            if is_busy and not self.changed.wait_for(lambda: name not in self.under_way, seconds):
                 raise ReportFailed("another report of it was under way for too long")
             self.under_way.add(name)
             turn = Turn(*(self.told.get(name) or self.told_before.get(name) or NOTHING_TOLD))

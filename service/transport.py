@@ -136,7 +136,7 @@ def exchange(
     response.raw = body = Body()
     connect, total = timeout
     headers = [f"{name}: {value!s}" for name, value in request.headers.items()]
-    if any("\n" in header or "\r" in header for header in headers):
+    if not {"\n", "\r"}.isdisjoint("".join(headers)):
         raise requests.exceptions.InvalidHeader("a header has more than one line")
     if request.body or request.method == "POST":
         curl.setopt(pycurl.POSTFIELDS, request.body or "")

@@ -82,7 +82,7 @@ def test_usage_of_the_rounded_period_becomes_one_set_record(
     query, record = service.called()
     assert (query["path"], query["query"]) == (
         "/api/v1/meters/m1/query",
-        f"subject={ids['customer']}&from=2023-06-07T14%3A00%3A00Z&to=2023-07-07T14%3A00%3A00Z",
+        f"subject={ids['customer']}&from=2023-06-07T14:00:00Z&to=2023-07-07T14:00:00Z",
     )
     assert (record["method"], record["path"]) == (
         "POST",

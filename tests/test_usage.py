@@ -241,7 +241,7 @@ def test_a_customer_is_asked_for_by_its_ulid_and_without_a_subject(mocker: Mocke
     assert (request.method, request.url) == (
         "GET",
         f"/api/v1/meters/m1/query?filterCustomerId={ULID}"
-        "&from=2023-06-07T14%3A00%3A00Z&to=2023-07-07T14%3A00%3A00Z",
+        "&from=2023-06-07T14:00:00Z&to=2023-07-07T14:00:00Z",
     )
     assert usage.total(answering(mocker, '{"data": []}'), "m1", CUSTOMER, START, END) is None
     assert usage.total(client, "m1", CUSTOMER, END, END) == 0

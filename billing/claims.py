@@ -84,7 +84,7 @@ class Claims:
         return self.numbers.setdefault(name, len(self.numbers) + 1) if name else 0
 
     def of(self, name: Hashable, item: MeteredItem) -> tuple[Taken, list[Taken]]:
-        """Return what an item, and what others took of a customer or subject, in that order."""
+        """Return what an item took of a customer or subject, and what others took, oldest first."""
         found = [taken for _, taken in self.taken.places(hash(name))][::-1]
         others = [taken for taken in found if taken.item != item.id]
         mine = next((taken for taken in found if taken.item == item.id), None)

@@ -358,7 +358,7 @@ def patiently(
         return work()
 
     was_busy_for_long = stop_before_delay(account.busy_seconds)
-    # It takes a tenth of a call's time, so it sees only those that fail.
+    # tenacity takes a tenth of a call's CPU time, so it sees only calls that fail.
     repeated = Retrying(
         retry=is_worth_it,
         wait=wait_random_exponential(multiplier=0.1, max=1),

@@ -50,7 +50,7 @@ def in_one_piece(sock: socket.socket) -> Iterator[None]:
     """Send what is written meanwhile together, where the system can (Linux).
 
     gunicorn writes the head of an answer and its body one after the other. Sent so, each of them
-    wakes who reads it, which takes longer than the rest of an answer.
+    would wake its reader.
     """
     if not hasattr(socket, "TCP_CORK") or sock.family == socket.AF_UNIX:
         yield

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from urllib.parse import parse_qsl, urlsplit
 
 import openmeter
 import pytest
@@ -245,6 +246,18 @@ def test_a_customer_is_asked_for_by_its_ulid_and_without_a_subject(mocker: Mocke
     )
     assert usage.total(answering(mocker, '{"data": []}'), "m1", CUSTOMER, START, END) is None
     assert usage.total(client, "m1", CUSTOMER, END, END) == 0
+
+
+@pytest.mark.parametrize("subject", ["cus_1", "a/b", "a&from=b", "a+b c", "ü#?%"])
+def test_a_subject_is_asked_for_as_it_is_written(mocker: MockerFixture, subject: str) -> None:
+    client = answering(mocker, '{"data": [{"value": 1, "subject": "any"}]}')
+    assert usage.total(client, "m1", subject, START, END) == 1
+    (request,) = client.send_request.call_args.args  # type: ignore[attr-defined]
+    target = urlsplit(request.url)
+    assert target.path == "/api/v1/meters/m1/query"
+    times = [("from", "2023-06-07T14:00:00Z"), ("to", "2023-07-07T14:00:00Z")]
+    assert parse_qsl(target.query) == [("subject", subject), *times]
+    assert "/" not in target.query
 
 
 def test_a_customers_subjects_are_asked_for_in_one_query(mocker: MockerFixture) -> None:

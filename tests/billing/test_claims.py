@@ -35,9 +35,9 @@ def test_what_was_put_is_there_again(length: int, key: int) -> None:
 def test_what_an_item_takes_later_stands_in_place_of_what_it_took() -> None:
     records = Records()
     first, second = (Taken(n, n, n, n, n, f"si_{n}") for n in (1, 2))
-    for taken in (first, second, later := first._replace(end=9, meter=7)):
+    for taken in (first, second, later := second._replace(end=9, meter=7)):
         records.put(5, taken)
-    assert [taken for _, taken in records.places(5)] == [second, later]
+    assert [taken for _, taken in records.places(5)] == [later, first]
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_a_host_whose_clock_is_off_is_told_once_an_hour(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             clock.hear(answer(host["time"] - ahead), sent_at=host["monotonic"])
+            assert bool(caplog.messages) is bool(said)
             let_pass(host, 1_000)
         assert [said in line for line in caplog.messages] == [True] if said else not caplog.messages
         let_pass(host, HOUR)

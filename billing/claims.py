@@ -15,7 +15,7 @@ from billing.reports import Outcome
 from billing.subscriptions import counted, fail_items_that_overwrite, warn_of_double_billing
 
 LATEST = 2**32 - 1
-# So many that with a million items fifteen share one, which a search goes through.
+# So many that of a million records fifteen share one, which a search goes through.
 CHAINS = 65_536
 # Where the next record of its chain begins, a key, the fields of a `Taken` in their order, and how
 # long the item's id is, which follows.
@@ -39,8 +39,8 @@ class Taken(NamedTuple):
 class Records:
     """What was taken by key, a hash of 64 bits that no two names share.
 
-    It stands in one large piece: an object for each would take three times the memory, and so
-    would many small pieces that grow.
+    It stands in one large piece: an object for each would take three times the memory, and small
+    pieces that grow would leave holes in it.
     """
 
     def __init__(self) -> None:

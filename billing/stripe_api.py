@@ -344,7 +344,7 @@ def patiently(
     is_worth_it: Callable[[RetryCallState], bool],
     work: Callable[[], Json],
 ) -> Json:
-    """Call Stripe; call again as long as it is worth it, while Stripe is busy for some time."""
+    """Call Stripe, and again as long as that is worth it; for some seconds while it is busy."""
     failures = list[ReportFailed]()
     try:
         return work()

@@ -43,7 +43,7 @@ class Turn:
 
 
 class Turns:
-    """The turns of a process, of which it remembers as little as it can of each item."""
+    """The turns of a process's reports, and what the last ones told of each item."""
 
     def __init__(self) -> None:
         self.changed, self.under_way = Condition(), set[int]()
@@ -57,8 +57,7 @@ class Turns:
         """
         name, seconds = hash(key), max(0, min(TURN_SECONDS, seconds_left()))
         with self.changed:
-            is_busy = name in self.under_way
-            if is_busy and not self.changed.wait_for(lambda: name not in self.under_way, seconds):
+            if not self.changed.wait_for(lambda: name not in self.under_way, seconds):
                 raise ReportFailed("another report of it was under way for too long")
             self.under_way.add(name)
             turn = Turn(*(self.told.get(name) or self.told_before.get(name) or NOTHING_TOLD))
@@ -71,7 +70,7 @@ class Turns:
                 self.changed.notify_all()
 
     def remember(self, name: int, turn: Turn) -> None:
-        """Remember what was told of an item, and forget the items that were reported first."""
+        """Remember what was told of an item; forget those that were not reported for longest."""
         if len(self.told) >= MOST_TOLD:
             self.told, self.told_before = {}, self.told
         self.told[name] = (turn.latest, turn.asked_at)

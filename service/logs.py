@@ -57,11 +57,8 @@ class SecretFilter(logging.Filter):
         if record.exc_info:
             text = logging.Formatter().formatException(record.exc_info)
             record.exc_text, record.exc_info = self.hide(text), None
-        fields = {name: str(record.__dict__.get(name, "")) for name in CONTEXT.get()}
-        together = "".join(fields.values())
-        if self.hide(together) != together:
-            fields = {name: self.hide(value) for name, value in fields.items()}
-        record.__dict__.update(fields)
+        for name in CONTEXT.get():
+            record.__dict__[name] = self.hide(str(record.__dict__.get(name, "")))
         return True
 
 

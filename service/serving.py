@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -112,7 +112,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer a request that has been read up to its body."""
         deadline = time.monotonic() + REQUEST_SECONDS
-        with socket_deadline(deadline, conn.sock), in_one_piece(conn.sock):
+        # Who expects a 100 (Continue) before the body gets it at once.
+        whole = nullcontext() if req._expected_100_continue else in_one_piece(conn.sock)
+        with socket_deadline(deadline, conn.sock), whole:
             return bool(super().handle_request(req, conn))
 
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:

@@ -187,7 +187,7 @@ def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) 
     worker = object.__new__(Worker)
     ours.settimeout(5)
     with closing(ours), closing(theirs), pytest.raises(TooSlow):
-        worker.handle_request(None, mocker.Mock(sock=ours))
+        worker.handle_request(mocker.Mock(_expected_100_continue=False), mocker.Mock(sock=ours))
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux sends in one piece")
@@ -207,9 +207,24 @@ def test_an_answer_goes_out_in_one_piece(mocker: MockerFixture) -> None:
     mocker.patch.object(ThreadWorker, "handle_request", side_effect=answer)
     worker = object.__new__(Worker)
     with closing(ours), closing(theirs):
-        assert worker.handle_request(None, mocker.Mock(sock=ours))
+        assert worker.handle_request(
+            mocker.Mock(_expected_100_continue=False), mocker.Mock(sock=ours)
+        )
         theirs.settimeout(0.15)  # held for longer, the system sends it after 0.2 s
         assert theirs.recv(100) == b"head, body"
+
+
+def test_who_expects_a_hundred_gets_it_at_once(processes: Processes) -> None:
+    head = DELIVERY + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    address = urlsplit(processes.start_service().address())
+    place = (str(address.hostname), address.port or 0)
+    with closing(socket.create_connection(place, timeout=5)) as client:
+        client.sendall(head)
+        began = time.monotonic()
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        assert time.monotonic() - began < 0.15
+        client.sendall(b"{}")
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_what_was_closed_meanwhile_is_sent_no_more() -> None:

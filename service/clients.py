@@ -8,11 +8,15 @@ from typing import Any
 import openmeter
 import stripe
 from corehttp.credentials import ServiceKeyCredential
+from corehttp.exceptions import ServiceResponseError
+from corehttp.rest import HttpRequest
 from corehttp.runtime.pipeline import PipelineResponse
 from corehttp.runtime.policies import RetryPolicy, ServiceKeyCredentialPolicy, UserAgentPolicy
-from corehttp.transport.requests import RequestsTransport
+from corehttp.transport import HttpTransport
+from requests import RequestException
+from requests.exceptions import SSLError
 
-from service.transport import Observe, http_session, unobserved
+from service.transport import Answer, Connections, Observe, unobserved
 
 # Items that one process reports at the same time; gunicorn's 64 threads read beside them.
 POOL_THREADS = 32
@@ -25,6 +29,55 @@ class Clients:
     openmeter: openmeter.Client
     stripe: stripe.StripeClient
     pool: Executor
+
+
+class StripeTransport(stripe.HTTPClient):
+    """Let Stripe's SDK send over our connections."""
+
+    name = "libcurl"
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__()
+        self.connections = connections
+
+    def request(  # type: ignore[override]  # a body is bytes, as the SDK's own clients return it
+        self, method: str, url: str, headers: Mapping[str, str] | None, post_data: str | None = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """Return the body, status and headers of an answer. Raises APIConnectionError."""
+        try:
+            answer = self.connections.request(method, url, headers, post_data)
+        except RequestException as error:
+            is_passing = not isinstance(error, SSLError)
+            raise stripe.APIConnectionError(  # type: ignore[no-untyped-call]
+                str(error), should_retry=is_passing
+            ) from error
+        return answer.content, answer.status_code, answer.headers
+
+
+class OpenMeterTransport(HttpTransport[HttpRequest, Answer]):
+    """Let OpenMeter's SDK send over our connections."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+
+    def send(self, request: HttpRequest, **_: object) -> Answer:
+        """Return the answer. Raises ServiceResponseError, which is tried again."""
+        try:
+            return self.connections.request(
+                request.method, request.url, request.headers, request.content
+            )
+        except RequestException as error:
+            raise ServiceResponseError(error, error=error) from error
+
+    def open(self) -> None:
+        """Open nothing: each connection is opened when it is needed."""
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self.connections.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class RetryWithoutWait(RetryPolicy):
@@ -45,7 +98,7 @@ def create_stripe_client(
         settings["STRIPE_KEY"],
         base_addresses={"api": settings[name]},
         max_network_retries=1,
-        http_client=stripe.RequestsClient(session=http_session(settings[name], observe, name)),
+        http_client=StripeTransport(Connections(settings[name], observe, name)),
     )
 
 
@@ -70,10 +123,9 @@ def create_clients(
     """
     stripe_client = create_stripe_client(settings, observe("stripe"))
     name = "OPENMETER_URL"
-    openmeter_session = http_session(settings[name], observe("openmeter"), name)
     openmeter_client = openmeter.Client(
-        endpoint=settings["OPENMETER_URL"],
+        endpoint=settings[name],
         policies=openmeter_policies(settings["OPENMETER_TOKEN"]),
-        transport=RequestsTransport(session=openmeter_session),
+        transport=OpenMeterTransport(Connections(settings[name], observe("openmeter"), name)),
     )
     return Clients(openmeter_client, stripe_client, ThreadPoolExecutor(POOL_THREADS, "report"))

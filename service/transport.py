@@ -1,7 +1,7 @@
 """How requests go out: over shared connections, and within a bound of time and size.
 
-Both SDKs send through `http_session`, and neither knows of it. libcurl carries what they send: it
-keeps to the bounds by itself, and a thread that waits for it holds up no other.
+Both SDKs send through `Connections` (clients.py). libcurl carries what they send: it keeps to the
+bounds by itself, and a thread that waits for it holds up no other.
 """
 
 import io
@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
 from threading import TIMEOUT_MAX
-from typing import Any
+from typing import NamedTuple
 
 import pycurl
 import requests
-from requests.adapters import BaseAdapter
-from requests.exceptions import ProxyError, SSLError
+from requests.exceptions import InvalidHeader, ProxyError, SSLError
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 
@@ -66,37 +67,102 @@ def attempt_timeout() -> tuple[float, float]:
     return connect, min(total, left)
 
 
-class Body(io.BytesIO):
-    """An answer's body. OpenMeter's SDK sets an attribute on it."""
+class Request(NamedTuple):
+    """What is sent, as it is: no cookies, nothing of a `.netrc`."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: str | bytes | None
 
 
-class BoundedAdapter(BaseAdapter):
-    """Send with our bounds, directly or through a proxy, over connections that are kept.
+@dataclass(frozen=True)
+class Answer:
+    """What was answered: the `lines` of its head, and of hints before it, and the body."""
+
+    status_code: int
+    lines: list[bytes]
+    content: bytes
+
+    @cached_property
+    def headers(self) -> CaseInsensitiveDict[str]:
+        """Return the headers of the answer itself; hints come before it."""
+        found = CaseInsensitiveDict[str]()
+        for line in self.lines:
+            name, colon, value = line.decode("latin-1").partition(":")
+            if colon:
+                found[name] = value.strip()
+            elif found and name.startswith("HTTP/"):
+                found = CaseInsensitiveDict()
+        return found
+
+    @property
+    def content_type(self) -> str | None:
+        """Return what the body is said to be."""
+        return self.headers.get("Content-Type")
+
+
+def unobserved(_: float) -> None:
+    """Leave a request's seconds alone."""
+
+
+class Connections:
+    """Connections to one service, directly or through a proxy, which a process's threads share.
 
     Each is a handle's of libcurl, which one thread has at a time. A kept connection that turns
     out to be closed is opened anew within the same attempt. What is sent twice so changes nothing
     twice: it is a GET, a query, or has an idempotency key.
+
+    What the environment says of proxies and certificates is read once. `observe` is told the
+    seconds of each request. Without a `setting` that leads to `url`, no error says the address.
     """
 
-    def __init__(self, proxy: str, certificates: str) -> None:
-        super().__init__()
-        self.proxy, self.certificates = proxy, certificates
+    def __init__(self, url: str, observe: Observe = unobserved, setting: str | None = None) -> None:
+        self.observe, self.told = observe, f"{url}, as {setting} says" if setting else ""
+        with requests.Session() as session:
+            found = session.merge_environment_settings(url, {}, None, True, None)
+        self.certificates = DEFAULT_CA_BUNDLE_PATH if found["verify"] is True else found["verify"]
+        self.proxy = select_proxy(url, found["proxies"]) or ""
         self.idle = deque[pycurl.Curl]()
 
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, timeout: tuple[float, float], **_: Any
-    ) -> requests.Response:
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: str | bytes | None = None,
+    ) -> Answer:
+        """Send a request within our bounds, and read the answer.
+
+        Raises RequestException, with a note of the address and the setting that leads there.
+        """
+        began = time.monotonic()
+        try:
+            return self.send(Request(method.upper(), url, headers or {}, body), attempt_timeout())
+        except requests.RequestException as error:
+            if self.told:
+                error.add_note(failure_text(error, self.told))
+            raise
+        finally:
+            self.observe(time.monotonic() - began)
+
+    def send(self, request: Request, timeout: tuple[float, float]) -> Answer:
         """Send a request and read the answer, within seconds as BOUND. Raises RequestException."""
         try:
             curl = self.idle.pop()
         except IndexError:
             curl = self.new_handle()
         try:
-            response = exchange(curl, request, timeout)
+            answer = exchange(curl, request, timeout)
         except pycurl.error as error:
             raise self.request_error(curl, *error.args) from error
         self.idle.append(curl)
-        return response
+        return answer
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        while self.idle:
+            self.idle.pop().close()
 
     def new_handle(self) -> pycurl.Curl:
         """Return a handle with all that no request changes."""
@@ -122,22 +188,14 @@ class BoundedAdapter(BaseAdapter):
             return ProxyError("the proxy cannot be reached, or refuses")
         return requests.ConnectionError(said)
 
-    def close(self) -> None:
-        """Close the connections that nobody uses."""
-        while self.idle:
-            self.idle.pop().close()
 
-
-def exchange(
-    curl: pycurl.Curl, request: requests.PreparedRequest, timeout: tuple[float, float]
-) -> requests.Response:
+def exchange(curl: pycurl.Curl, request: Request, timeout: tuple[float, float]) -> Answer:
     """Send a request and read the answer. Raises pycurl.error."""
-    response, lines = requests.Response(), list[bytes]()
-    response.raw = body = Body()
+    lines, body = list[bytes](), io.BytesIO()
     connect, total = timeout
     headers = [f"{name}: {value!s}" for name, value in request.headers.items()]
     if not {"\n", "\r"}.isdisjoint("".join(headers)):
-        raise requests.exceptions.InvalidHeader("a header has more than one line")
+        raise InvalidHeader("a header has more than one line")
     if request.body or request.method == "POST":
         curl.setopt(pycurl.POSTFIELDS, request.body or "")
     else:
@@ -150,60 +208,7 @@ def exchange(
     curl.setopt(pycurl.HEADERFUNCTION, lines.append)
     curl.setopt(pycurl.WRITEFUNCTION, body.write)
     curl.perform()
-    body.seek(0)
-    response.status_code, response.url = curl.getinfo(pycurl.RESPONSE_CODE), str(request.url)
-    read_headers(lines, response)
-    return response
-
-
-def read_headers(lines: list[bytes], response: requests.Response) -> None:
-    """Give a response the headers of the last answer in what was received; hints come before it."""
-    for line in lines:
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            response.headers[name] = value.strip()
-        elif response.headers and name.startswith("HTTP/"):
-            response.headers = CaseInsensitiveDict()
-
-
-class BoundedSession(requests.Session):
-    """Send each request as it is: no cookies, no redirects, nothing of a `.netrc`.
-
-    What a session otherwise looks up for each request takes a third of its CPU time. `observe`
-    is told the seconds of each. An error has a note with the address and the setting that leads
-    there, if `told` names them.
-    """
-
-    def __init__(self, observe: Observe, told: str = "") -> None:
-        super().__init__()
-        self.observe, self.told = observe, told
-
-    def request(  # type: ignore[override]
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str] | None = None,
-        data: Any = None,
-        **_: Any,
-    ) -> requests.Response:
-        """Send with our bounds, whatever the caller's are, and read the answer."""
-        request = requests.PreparedRequest()
-        request.method, request.url, request.body = method.upper(), url, data
-        request.headers = headers or {}  # type: ignore[assignment]  # no look-up comes
-        began = time.monotonic()
-        try:
-            response = self.get_adapter(url).send(request, timeout=attempt_timeout())
-        except requests.RequestException as error:
-            if self.told:
-                error.add_note(failure_text(error, self.told))
-            raise
-        finally:
-            self.observe(time.monotonic() - began)
-        return response
-
-
-def unobserved(_: float) -> None:
-    """Leave a request's seconds alone."""
+    return Answer(curl.getinfo(pycurl.RESPONSE_CODE), lines, body.getvalue())
 
 
 def failure_text(error: requests.RequestException, told: str) -> str:
@@ -232,20 +237,3 @@ def tls_cure(error: SSLError) -> str:
     if any(sign in said for sign in NO_TLS):
         return "it speaks no TLS there: is it http:// instead of https://?"
     return f"no TLS came about ({said})"
-
-
-def http_session(
-    url: str, observe: Observe = unobserved, setting: str | None = None
-) -> requests.Session:
-    """Return a session for one service, which the threads of a process share.
-
-    What the environment says of proxies and certificates is read here, once. Without a `setting`
-    that leads there, no error says the address.
-    """
-    session = BoundedSession(observe, f"{url}, as {setting} says" if setting else "")
-    found = session.merge_environment_settings(url, {}, None, True, None)
-    certificates = DEFAULT_CA_BUNDLE_PATH if found["verify"] is True else found["verify"]
-    adapter = BoundedAdapter(select_proxy(url, found["proxies"]) or "", certificates)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, adapter)
-    return session

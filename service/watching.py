@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import MULTIPLE_CHOICES, OK
 from pathlib import Path
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import PREFIX
-from service.transport import http_session
+from service.transport import Connections
 
 HEARTBEAT_ATTEMPTS = 2
 LAST_SUCCESS = "last_success_timestamp_seconds"
@@ -98,10 +99,10 @@ def read_last_success(command: str, labels: Mapping[str, str], path: Path) -> fl
 def call_heartbeat(url: str) -> None:
     """Call an address, once more if it fails; nothing of it is logged, for it is a secret."""
     reason = ""
-    with http_session(url) as session:
+    with closing(Connections(url)) as connections:
         for _ in range(HEARTBEAT_ATTEMPTS):
             try:
-                status = session.get(url).status_code
+                status = connections.request("GET", url).status_code
             except requests.RequestException as error:
                 reason = f"HEARTBEAT_URL did not answer ({type(error).__name__})"
             else:

@@ -56,14 +56,16 @@ def scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold libcurl, too, to the hosts that pytest-socket lets Python call."""
-    send = transport.BoundedAdapter.send
+    send = transport.Connections.send
 
-    def sent(adapter: transport.BoundedAdapter, request: Any, **options: Any) -> Any:
-        host = urlsplit(adapter.proxy or request.url).hostname
+    def sent(
+        connections: transport.Connections, request: transport.Request, *bounds: Any
+    ) -> transport.Answer:
+        host = urlsplit(connections.proxy or request.url).hostname
         assert host in HOSTS, f"a test calls {host}"
-        return send(adapter, request, **options)
+        return send(connections, request, *bounds)
 
-    monkeypatch.setattr(transport.BoundedAdapter, "send", sent)
+    monkeypatch.setattr(transport.Connections, "send", sent)
 
 
 @pytest.fixture

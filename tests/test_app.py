@@ -19,7 +19,7 @@ import app
 from billing.stripe_api import BUSY_SECONDS
 from fakes import openmeter_api
 from fakes.processes import ROOT
-from service.transport import BoundedAdapter
+from service.transport import Connections
 from tests.conftest import (
     ACACIA,
     DAY,
@@ -751,9 +751,9 @@ def test_a_service_that_is_down_fails_the_delivery(start: Start, setting: str) -
 def test_four_attempts_of_one_item_stay_under_forty_seconds(
     service: Service, mocker: MockerFixture
 ) -> None:
-    send = mocker.spy(BoundedAdapter, "send")
+    send = mocker.spy(Connections, "send")
     service.deliver(service.stripe.subscription())
-    bounds = [call.kwargs["timeout"] for call in send.call_args_list]
+    bounds = [call.args[-1] for call in send.call_args_list]
     assert len(bounds) == 2
     for bound in bounds:
         assert bound == (3, 9)

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-import requests
 from click.testing import Result
 from requests.adapters import HTTPAdapter
 
 import probe.command
 import setup_stripe
 from billing import stripe_api
-from service.transport import BoundedAdapter
+from service.transport import Connections
 from tests.conftest import DAY, END, KEY, SECRET, Stripe
 from tests.fakes.test_stripe_life import CLASSIC
 from tests.stories.test_life import FINAL, HOUR, Story, T, Tell, changed_at, tell
@@ -45,8 +44,8 @@ def sent(stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """Note each request that the service, its commands or the script send to Stripe."""
     found: list[Sent] = []
 
-    def noting(send: Callable[..., requests.Response]) -> Callable[..., requests.Response]:
-        def noted(adapter: Any, request: Any, **options: Any) -> requests.Response:
+    def noting(send: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(sender: Any, request: Any, *bounds: Any, **options: Any) -> Any:
             if request.url.startswith(stripe_fake.url):
                 form = (
                     request.body.decode() if isinstance(request.body, bytes) else request.body or ""
@@ -56,12 +55,12 @@ def sent(stripe_fake: Stripe, monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
                     name: value for name, value in request.headers.items() if name in HEADERS
                 }
                 found.append(Sent(request.method.upper(), path, form, headers))
-            return send(adapter, request, **options)
+            return send(sender, request, *bounds, **options)
 
         return noted
 
-    for adapter in (BoundedAdapter, HTTPAdapter):  # the service's, and the script's
-        monkeypatch.setattr(adapter, "send", noting(adapter.send))
+    for sender in (Connections, HTTPAdapter):  # the service's, and the script's
+        monkeypatch.setattr(sender, "send", noting(sender.send))
     return found
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,7 @@ from pytest_mock import MockerFixture
 from billing.stripe_api import StripeConnection, stripe_state
 from service.clients import create_clients
 from service.settings import read_settings
-from service.transport import BoundedAdapter, http_session, limit_time_of_calls
+from service.transport import Connections, limit_time_of_calls
 from tests.conftest import KEY, SECRET, free_port
 from usage import openmeter_state
 
@@ -75,8 +75,8 @@ def kept_alive() -> Iterator[str]:
 
 
 def test_the_threads_of_a_process_share_and_reuse_connections(kept_alive: str) -> None:
-    with http_session(kept_alive) as session, ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda _: session.request("GET", kept_alive), range(200)))
+    with closing(Connections(kept_alive)) as connections, ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: connections.request("GET", kept_alive), range(200)))
     assert len(KeptAlive.connections) <= 16
 
 
@@ -86,28 +86,28 @@ def test_a_request_carries_its_own_headers_only(
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    with http_session(kept_alive) as session:
+    with closing(Connections(kept_alive)) as connections:
         for _ in range(2):
-            session.request("GET", kept_alive, {"Authorization": "Bearer key"})
+            connections.request("GET", kept_alive, {"Authorization": "Bearer key"})
     for head in KeptAlive.heads:
         assert head["Authorization"] == "Bearer key"
         assert "Cookie" not in head
 
 
 def test_a_kept_connection_that_was_closed_is_opened_anew(kept_alive: str) -> None:
-    with http_session(kept_alive) as session:
-        session.request("GET", kept_alive)
+    with closing(Connections(kept_alive)) as connections:
+        connections.request("GET", kept_alive)
         KeptAlive.close_all()
-        assert session.request("GET", kept_alive).status_code == 200
+        assert connections.request("GET", kept_alive).status_code == 200
     assert len(KeptAlive.connections) == 2
 
 
 def test_a_request_has_its_method_and_its_body(kept_alive: str) -> None:
     """Also where the one before, over the same connection, had others."""
     sent = [("POST", "a=b"), ("GET", None), ("POST", None), ("DELETE", None), ("POST", b"c")]
-    with http_session(kept_alive) as session:
+    with closing(Connections(kept_alive)) as connections:
         for method, body in sent:
-            session.request(method.lower(), kept_alive, {"A": "b"}, data=body)
+            connections.request(method.lower(), kept_alive, {"A": "b"}, body)
     assert KeptAlive.requests == [
         ("POST", "3", b"a=b"), ("GET", None, b""), ("POST", "0", b""), ("DELETE", None, b""),
         ("POST", "1", b"c"),
@@ -117,8 +117,8 @@ def test_a_request_has_its_method_and_its_body(kept_alive: str) -> None:
 def test_an_answer_has_its_own_headers_only(serve: Serve) -> None:
     hint = b"HTTP/1.1 103 Early Hints\r\nLink: a\r\nDate: hint\r\n\r\n"
     url = serve(hint + OK + b"date:answer \r\nX: a:b\r\nContent-Length: 2\r\n\r\nok", b"")
-    with http_session(url) as session:
-        answer = session.request("GET", url)
+    with closing(Connections(url)) as connections:
+        answer = connections.request("GET", url)
     assert dict(answer.headers) == {"date": "answer", "X": "a:b", "Content-Length": "2"}
     assert (answer.headers["Date"], answer.content) == ("answer", b"ok")
 
@@ -126,17 +126,11 @@ def test_an_answer_has_its_own_headers_only(serve: Serve) -> None:
 @pytest.mark.parametrize("value", ["a\r\nB: c", "a\nB: c", "a\rB: c"])
 def test_a_header_of_more_than_one_line_is_not_sent(kept_alive: str, value: str) -> None:
     with (
-        http_session(kept_alive) as session,
+        closing(Connections(kept_alive)) as connections,
         pytest.raises(requests.exceptions.InvalidHeader, match="more than one line"),
     ):
-        session.request("GET", kept_alive, {"A": value})
+        connections.request("GET", kept_alive, {"A": value})
     assert KeptAlive.heads == []
-
-
-def adapter(session: requests.Session) -> BoundedAdapter:
-    found = session.get_adapter("http://api.example")
-    assert isinstance(found, BoundedAdapter)
-    return found
 
 
 def test_proxy_and_certificates_come_from_the_environment(
@@ -147,11 +141,11 @@ def test_proxy_and_certificates_come_from_the_environment(
     monkeypatch.setenv("HTTP_PROXY", kept_alive)
     monkeypatch.setenv("no_proxy", "openmeter.internal")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
-    with http_session("http://api.example") as session:
-        assert session.request("GET", "http://api.example/v1").status_code == 200
-        assert adapter(session).certificates == str(tmp_path)
-    with http_session("http://openmeter.internal") as session:
-        assert adapter(session).proxy == ""
+    with closing(Connections("http://api.example")) as connections:
+        assert connections.request("GET", "http://api.example/v1").status_code == 200
+        assert connections.certificates == str(tmp_path)
+    with closing(Connections("http://openmeter.internal")) as connections:
+        assert connections.proxy == ""
     assert [head["Host"] for head in KeptAlive.heads] == ["api.example"]
 
 
@@ -199,17 +193,20 @@ def test_an_answer_that_trickles_in_is_given_up_in_time(
     mocker.patch("service.transport.BOUND", (0.3, 0.5))
     url = serve(first, again)
     began = time.monotonic()
-    with http_session(url) as session, pytest.raises(requests.RequestException, match=r"."):
-        session.request("GET", url)
+    with (
+        closing(Connections(url)) as connections,
+        pytest.raises(requests.RequestException, match=r"."),
+    ):
+        connections.request("GET", url)
     assert 0.25 < time.monotonic() - began < 1
 
 
 def test_an_attempt_takes_no_more_than_is_left_of_its_delivery(serve: Serve) -> None:
     url, began = serve(b"HTTP/1.1 200 ", b"a"), time.monotonic()
-    with limit_time_of_calls(0.3), http_session(url) as session:
+    with limit_time_of_calls(0.3), closing(Connections(url)) as connections:
         for _ in range(2):  # the second has no time at all
             with pytest.raises(requests.ReadTimeout):
-                session.request("GET", url)
+                connections.request("GET", url)
     assert 0.25 < time.monotonic() - began < 1
 
 
@@ -219,16 +216,19 @@ def test_an_answer_without_end_takes_no_more_memory_than_it_may(
 ) -> None:
     mocker.patch("service.transport.MAX_ANSWER_BYTES", 100_000)
     url = serve(OK + coded + b"\r\n", b"a" * 65_536, 0)
-    with http_session(url) as session, pytest.raises(requests.ConnectionError, match="file size"):
-        session.request("GET", url)
+    with (
+        closing(Connections(url)) as connections,
+        pytest.raises(requests.ConnectionError, match="file size"),
+    ):
+        connections.request("GET", url)
 
 
 def test_the_bounds_begin_anew_with_each_answer(kept_alive: str, mocker: MockerFixture) -> None:
     mocker.patch("service.transport.BOUND", (0.3, 0.5))
     mocker.patch("service.transport.MAX_ANSWER_BYTES", 300)
-    with http_session(kept_alive) as session:
+    with closing(Connections(kept_alive)) as connections:
         for _ in range(5):
-            session.request("GET", kept_alive)
+            connections.request("GET", kept_alive)
             time.sleep(0.1)
     assert len(KeptAlive.connections) == 1
 
@@ -282,8 +282,8 @@ def test_answers_over_tls_have_bounds_too(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     url = serve(OK + b"Content-Length: 99999\r\n\r\n", b"a", tls=tls)
     began = time.monotonic()
-    with http_session(url) as session, pytest.raises(requests.ReadTimeout):
-        session.request("GET", url)
+    with closing(Connections(url)) as connections, pytest.raises(requests.ReadTimeout):
+        connections.request("GET", url)
     assert 0.25 < time.monotonic() - began < 1
 
 
@@ -372,8 +372,8 @@ def test_a_proxy_that_is_slow_is_given_up_in_time(
     monkeypatch.setenv("https_proxy", serve(b"HTTP/1.1 200 ", b"a"))
     monkeypatch.delenv("no_proxy", raising=False)
     url, began = "https://api.example", time.monotonic()
-    with http_session(url) as session, pytest.raises(requests.ConnectTimeout):
-        session.request("GET", url)
+    with closing(Connections(url)) as connections, pytest.raises(requests.ConnectTimeout):
+        connections.request("GET", url)
     assert 0.25 < time.monotonic() - began < 1
 
 
@@ -384,15 +384,18 @@ def test_a_proxy_that_speaks_tls_is_trusted_by_the_same_certificates(
     monkeypatch.setenv("http_proxy", over_tls)
     monkeypatch.delenv("no_proxy", raising=False)
     url = "http://api.example"
-    with http_session(url) as session, pytest.raises(requests.exceptions.SSLError):
-        session.request("GET", url)
+    with closing(Connections(url)) as connections, pytest.raises(requests.exceptions.SSLError):
+        connections.request("GET", url)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    with http_session(url) as session:
-        assert session.request("GET", url).status_code == 200
+    with closing(Connections(url)) as connections:
+        assert connections.request("GET", url).status_code == 200
 
 
 def test_an_address_that_is_a_secret_is_in_no_error() -> None:
     url = f"http://127.0.0.1:{free_port()}/6f0c"
-    with http_session(url) as session, pytest.raises(requests.ConnectionError) as failed:
-        session.request("GET", url)
+    with (
+        closing(Connections(url)) as connections,
+        pytest.raises(requests.ConnectionError) as failed,
+    ):
+        connections.request("GET", url)
     assert not hasattr(failed.value, "__notes__")

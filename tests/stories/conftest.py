@@ -11,10 +11,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from requests import Response
 from stripe import WebhookSignature
 
-from service import transport
+from service.transport import Answer, Connections, Request
 from tests.stories.test_life import Story, empty_openmeter, tell
 
 __all__ = ["empty_openmeter", "tell"]
@@ -25,7 +24,7 @@ class Wire:
     """What happens, once, before some call of the service arrives or once it is answered."""
 
     planned: list[tuple[str, bool, Callable[[], object]]] = field(default_factory=list)
-    changes: list[Callable[[Response], object]] = field(default_factory=list)
+    changes: list[Callable[[Answer], object]] = field(default_factory=list)
 
     def before(self, call: str, act: Callable[[], object]) -> None:
         """Act once a call, such as `POST /v1/billing/meter_events`, is under way."""
@@ -35,9 +34,9 @@ class Wire:
         """Act while a call's answer is on its way back."""
         self.planned.append((call, False, act))
 
-    def take(self, request: Any, *, before: bool) -> None:
+    def take(self, request: Request, *, before: bool) -> None:
         """Act as planned."""
-        method, path = request.method.upper(), request.url.partition("?")[0]
+        method, path = request.method, request.url.partition("?")[0]
         for entry in list(self.planned):
             (wanted, _, part), at, act = entry[0].partition(" "), entry[1], entry[2]
             if at is before and wanted == method and part in path and entry in self.planned:
@@ -47,18 +46,17 @@ class Wire:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
-    planned, send = Wire(), transport.BoundedAdapter.send
+    planned, send = Wire(), Connections.send
 
-    def sent(adapter: Any, request: Any, **options: Any) -> Response:
+    def sent(connections: Connections, request: Request, *bounds: Any) -> Answer:
         planned.take(request, before=True)
-        answer = send(adapter, request, **options)
-        answer.content  # noqa: B018 - reads it, so that it is on its way and nothing stays open
+        answer = send(connections, request, *bounds)
         planned.take(request, before=False)
         for change in planned.changes:
             change(answer)
         return answer
 
-    monkeypatch.setattr(transport.BoundedAdapter, "send", sent)
+    monkeypatch.setattr(Connections, "send", sent)
     return planned
 
 

@@ -6,7 +6,6 @@ then written from the same thread belong together: a `Report`. What it said in a
 subjects belongs to whatever their process then writes of them.
 """
 
-import io
 import json
 import sys
 import threading
@@ -24,12 +23,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import requests
 from flask import Flask
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse
 
 import app
 from billing.reports import Services
-from service.transport import BoundedSession, unobserved
+from service.transport import Answer, Connections, Request
 from tests.conftest import KEY, SECRET, START
 from tests.stories.model_schedule import (
     Scheduler,
@@ -40,6 +37,7 @@ from tests.stories.model_schedule import (
     TurnSemaphore,
     turn_wait,
 )
+from tests.stories.model_world import answered
 
 # The longest that a request takes until the service gives it up (service/transport.py).
 LONGEST_CALL = 9
@@ -153,20 +151,20 @@ class World:
 
     # The wire
 
-    def send(self, request: requests.PreparedRequest) -> tuple[int, bytes, dict[str, str]]:
+    def send(self, request: Request) -> tuple[int, bytes, dict[str, str]]:
         """Carry a call to a stand-in and its answer back, which takes time.
 
         Raises ConnectionError or ReadTimeout.
         """
         scheduler, began = self.scheduler, self.now
-        call = f"{request.method} {urlsplit(str(request.url)).path}"
+        call = f"{request.method} {urlsplit(request.url).path}"
         scheduler.pause()
         fault = ""
         if scheduler.chance.takes(scheduler.chance.fault):
             fault = scheduler.chance.random.choice(FAULTS)
             scheduler.note(f"{call} is {fault}")
         if fault == "lost":
-            raise requests.ConnectionError("lost", request=request)
+            raise requests.ConnectionError("lost")
         if fault == "busy":
             self.busy_until = self.now + scheduler.chance.random.choice([0, 1, 20, 70])
         if fault == "busy" or (request.method == "POST" and self.now < self.busy_until):
@@ -176,24 +174,24 @@ class World:
         answer = self.serve(request)
         scheduler.pause()
         if fault == "unanswered":
-            raise requests.ConnectionError("unanswered", request=request)
+            raise requests.ConnectionError("unanswered")
         if self.now - began > LONGEST_CALL:
             scheduler.note(f"{call} took too long")
-            raise requests.ReadTimeout("took too long", request=request)
+            raise requests.ReadTimeout("took too long")
         return answer
 
     def date(self) -> dict[str, str]:
         """Return the header that tells the time."""
         return {"Date": formatdate(self.now, usegmt=True)}
 
-    def serve(self, request: requests.PreparedRequest) -> tuple[int, bytes, dict[str, str]]:
+    def serve(self, request: Request) -> tuple[int, bytes, dict[str, str]]:
         """Let a stand-in answer a call, in no time and alone."""
-        url = urlsplit(str(request.url))
+        url = urlsplit(request.url)
         self.serving = True
         try:
             answer = self.clients[str(url.hostname)].open(
                 f"{url.path}?{url.query}",
-                method=str(request.method),
+                method=request.method,
                 headers=dict(request.headers),
                 data=request.body,
             )
@@ -203,11 +201,9 @@ class World:
         self.observe(request, answer.status_code, headers, answer.get_json(silent=True))
         return answer.status_code, answer.data, headers
 
-    def observe(
-        self, request: requests.PreparedRequest, status: int, headers: dict[str, str], said: Any
-    ) -> None:
+    def observe(self, request: Request, status: int, headers: dict[str, str], said: Any) -> None:
         """Note what was asked and written."""
-        url, task = urlsplit(str(request.url)), self.scheduler.current
+        url, task = urlsplit(request.url), self.scheduler.current
         self.scheduler.note(f"{request.method} {url.path} {url.query} {status}")
         assert task
         if status >= 400 or "Idempotent-Replayed" in headers:
@@ -271,37 +267,28 @@ def second_of(text: str) -> int:
     return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp())
 
 
-class Wire(HTTPAdapter):
+class Wire(Connections):
     """Carry a process's calls over the world's wire."""
 
     def __init__(self, world: World) -> None:
-        super().__init__()
+        super().__init__("http://stripe")
         self.world = world
 
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, **_: Any
-    ) -> requests.Response:
+    def send(self, request: Request, *_: object) -> Answer:
         status, body, headers = self.world.send(request)
-        raw = HTTPResponse(io.BytesIO(body), headers, status, preload_content=False)
-        return self.build_response(request, raw)
+        return answered(status, headers, body)
 
 
 @contextmanager
 def in_this_world(world: World) -> Iterator[None]:
     """Let processes run in tasks: on their hosts' clocks, and on the world's wire."""
-
-    def session(*_: object) -> requests.Session:
-        made = BoundedSession(unobserved)
-        made.mount("http://", Wire(world))
-        return made
-
     scheduler = world.scheduler
     pool, wait = partial(TurnPool, scheduler), partial(turn_wait, scheduler)
     patches: dict[str, object] = {
         "time.time": world.host_time,
         "time.monotonic": world.monotonic,
         "time.sleep": world.sleep,
-        "service.clients.http_session": session,
+        "service.clients.Connections": lambda *_: Wire(world),
         "service.clients.ThreadPoolExecutor": pool,
         "billing.reports.wait": wait,
         "billing.listing.ThreadPoolExecutor": pool,

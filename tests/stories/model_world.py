@@ -4,7 +4,6 @@ No sockets, no threads: calls go from one Flask application to the other, and on
 the clock.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
@@ -15,9 +14,8 @@ from urllib.parse import urlsplit
 
 import requests
 from flask import Flask
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse
 
+from service.transport import Answer, Connections, Request
 from tests.conftest import START
 
 DROPPED = 599  # a planned answer that stands for a connection which breaks instead
@@ -32,28 +30,31 @@ class Clock:
         self.now += seconds
 
 
-class Wire(HTTPAdapter):
+class Wire(Connections):
     """Carry the service's calls to the stand-ins without a socket."""
 
     def __init__(self, hosts: dict[str, Flask]) -> None:
-        super().__init__()
+        super().__init__("http://stripe")
         self.clients = {host: application.test_client() for host, application in hosts.items()}
 
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, **_: Any
-    ) -> requests.Response:
-        url = urlsplit(str(request.url))
+    def send(self, request: Request, *_: object) -> Answer:
+        url = urlsplit(request.url)
         answer = self.clients[str(url.hostname)].open(
             f"{url.path}?{url.query}",
-            method=str(request.method),
+            method=request.method,
             headers=dict(request.headers),
             data=request.body,
         )
         if answer.status_code == DROPPED:
-            raise requests.ConnectionError("dropped", request=request)
-        body, headers = io.BytesIO(answer.data), dict(answer.headers)
-        raw = HTTPResponse(body, headers, answer.status_code, preload_content=False)
-        return self.build_response(request, raw)
+            raise requests.ConnectionError("dropped")
+        return answered(answer.status_code, dict(answer.headers), answer.data)
+
+
+def answered(status: int, headers: dict[str, str], body: bytes) -> Answer:
+    """Return an answer as if it had come over a connection."""
+    return Answer(
+        status, [f"{name}: {value}\r\n".encode() for name, value in headers.items()], body
+    )
 
 
 class InTurn(Executor):
@@ -71,17 +72,11 @@ class InTurn(Executor):
 @contextmanager
 def in_one_process(clock: Clock, wire: Wire) -> Iterator[None]:
     """Let the service and the stand-ins run on one clock and one wire."""
-
-    def session(*_: object) -> requests.Session:
-        made = requests.Session()
-        made.mount("http://", wire)
-        return made
-
     with ExitStack() as stack:
         for name in ("time.time", "time.monotonic"):
             stack.enter_context(mock.patch(name, partial(getattr, clock, "now")))
         stack.enter_context(mock.patch("time.sleep", clock.sleep))
-        stack.enter_context(mock.patch("service.clients.http_session", session))
+        stack.enter_context(mock.patch("service.clients.Connections", return_value=wire))
         stack.enter_context(mock.patch("service.clients.ThreadPoolExecutor", return_value=InTurn()))
         stack.enter_context(mock.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0))
         yield

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-import requests
 from tenacity import stop_before_delay
 
 from fakes.processes import Process, Processes, answers, wait_for
@@ -247,7 +246,7 @@ def deliver_with(fault: Fault, call: Call, delivery: Delivery, *, counted: bool)
         where = {"method": call.method, "path": call.path, "times": 1_000}
         fake.fault(**where, **fault.played, after=counted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.transport.BoundedAdapter.send", send_with(fault, call))
+        patch.setattr("service.transport.Connections.send", send_with(fault, call))
         patch.setattr("stripe.HTTPClient._sleep_time_seconds", lambda *_: 0.01)
         patch.setattr("billing.stripe_api.stop_before_delay", lambda _: stop_before_delay(0.1))
         answer = service.post(delivery.body)
@@ -255,16 +254,18 @@ def deliver_with(fault: Fault, call: Call, delivery: Delivery, *, counted: bool)
     return answer
 
 
-def send_with(fault: Fault, call: Call) -> Callable[..., requests.Response]:
+def send_with(fault: Fault, call: Call) -> Callable[..., transport.Answer]:
     """Return what sends requests: a slow call's within 0.5 s, and a refused one to nobody."""
-    send, nobody = transport.BoundedAdapter.send, f"http://127.0.0.1:{free_port()}"
+    send, nobody = transport.Connections.send, f"http://127.0.0.1:{free_port()}"
     bound = (0.3, 0.5)
 
-    def sent(adapter: Any, request: Any, timeout: Any, **options: Any) -> requests.Response:
-        if request.method.upper() == call.method and call.path in urlsplit(request.url).path:
+    def sent(
+        connections: Any, request: transport.Request, timeout: tuple[float, float]
+    ) -> transport.Answer:
+        if request.method == call.method and call.path in urlsplit(request.url).path:
             timeout = bound if "trickle" in fault.played else timeout
-            request.url = request.url if fault.played else nobody
-        return send(adapter, request, timeout=timeout, **options)
+            request = request if fault.played else request._replace(url=nobody)
+        return send(connections, request, timeout)
 
     return sent
 

@@ -22,20 +22,18 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-import requests
 from flask import Flask
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse
 from werkzeug.test import create_environ
 from werkzeug.wrappers import Response
 
 import app
 from fakes.stripe_webhooks import signature
-from service.transport import BoundedSession
+from service.transport import Answer, Connections, Request
 from tests.conftest import ACACIA, END, ENDIVE, KEY, SECRET, TOKEN, Stripe, assert_no_secret
+from tests.stories.model_world import answered
 
 # In parts, which can run at the same time, of rounds with a fixed seed each, of examples of ten.
 PARTS, ROUNDS, TOGETHER = 10, 20, 10
@@ -120,12 +118,12 @@ ANSWERS: dict[str, Json] = {
 }
 
 
-class Wire(HTTPAdapter):
+class Wire(Connections):
     """Answer each call as services do that know every id, and note it."""
 
     def __init__(self, events: list[Json]) -> None:
-        super().__init__()
-        self.calls: list[requests.PreparedRequest] = []
+        super().__init__("http://stripe")
+        self.calls: list[Request] = []
         objects = [event["data"]["object"] for event in events if "data" in event]
         found = [o for o in objects if o["object"] == "subscription"]
         self.subscriptions = {o["id"]: {**o, "billing_cycle_anchor": END + 60} for o in found}
@@ -142,16 +140,13 @@ class Wire(HTTPAdapter):
             **{name: self.known[name] for name in ("meters", "subscriptions", "test_clocks")},
         }
 
-    def send(  # type: ignore[override]
-        self, request: requests.PreparedRequest, **_: Any
-    ) -> requests.Response:
+    def send(self, request: Request, *_: object) -> Answer:
         self.calls.append(request)
-        kind, last = str(request.url).partition("?")[0].split("/")[-2:]
+        kind, last = request.url.partition("?")[0].split("/")[-2:]
         known = self.subscriptions if kind == "subscriptions" else self.known
         body = json.dumps(known.get(last) or self.one[kind]).encode()
         headers = {"Content-Type": "application/json", "Date": formatdate(usegmt=True)}
-        raw = HTTPResponse(io.BytesIO(body), headers, 200, preload_content=False)
-        return self.build_response(request, raw)
+        return answered(200, headers, body)
 
 
 @dataclass(frozen=True)
@@ -208,9 +203,9 @@ class Service:
         if answer.status_code == 422:
             assert all(call.method == "GET" for call in self.wire.calls)
 
-    def check_call(self, call: requests.PreparedRequest, body: bytes) -> None:
+    def check_call(self, call: Request, body: bytes) -> None:
         """Check that a call is one of CALLS, about the subject and the customer of the event."""
-        address, _, query = str(call.url).partition("?")
+        address, _, query = call.url.partition("?")
         form = query if call.method == "GET" else str(call.body)
         (known,) = (known for known in CALLS if re.fullmatch(known, f"{call.method} {address}"))
         pairs = parse_qsl(form, keep_blank_values=True, strict_parsing=bool(form))
@@ -274,9 +269,8 @@ def events(stripe_fake: Stripe) -> list[Json]:
 
 @pytest.fixture
 def service(events: list[Json], mocker: MockerFixture) -> Iterator[Service]:
-    wire, session = Wire(events), BoundedSession(lambda _: None)
-    session.mount("http://", wire)
-    mocker.patch("service.clients.http_session", return_value=session)
+    wire = Wire(events)
+    mocker.patch("service.clients.Connections", return_value=wire)
     running = Service(app.create_app(CONFIG), wire)
     # Before Stripe has told its time, a signature may be older.
     clock = running.application.extensions["services"].stripe.clock

@@ -25,6 +25,7 @@ ROUNDING = {"down": ROUND_DOWN, "half-up": ROUND_HALF_UP, "up": ROUND_UP}
 # Above it, a JSON number is no longer exact (OpenMeter's value is a JSON double).
 MAX_QUANTITY = 2**53
 NINE_DECIMALS = Decimal("1e-9")
+EXACT_JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 # A ULID, and for {meterIdOrSlug} a slug, too, as OpenMeter's API document has them
 # (openmeter.io/docs/api).
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}")
@@ -210,7 +211,7 @@ def parse_rows(body: str, customer: str) -> list[dict[str, Any]]:
     answer everybody's usage. Raises QueryFailed.
     """
     try:
-        rows = json.loads(body, parse_float=Decimal, parse_int=Decimal)["data"]
+        rows = EXACT_JSON.decode(body)["data"]
     except (ValueError, LookupError, TypeError, RecursionError, ArithmeticError) as error:
         raise QueryFailed("OpenMeter's answer is unreadable") from error
     is_list = isinstance(rows, list)

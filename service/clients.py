@@ -7,14 +7,14 @@ from typing import Any
 
 import openmeter
 import stripe
-from corehttp.credentials import ServiceKeyCredential
 from corehttp.exceptions import ServiceResponseError
 from corehttp.rest import HttpRequest
 from corehttp.runtime.pipeline import PipelineResponse
-from corehttp.runtime.policies import RetryPolicy, ServiceKeyCredentialPolicy, UserAgentPolicy
+from corehttp.runtime.policies import RetryPolicy
 from corehttp.transport import HttpTransport
 from requests import RequestException
 from requests.exceptions import SSLError
+from stripe import _api_requestor
 
 from service.transport import Answer, Connections, Observe, unobserved
 
@@ -55,17 +55,17 @@ class StripeTransport(stripe.HTTPClient):
 
 
 class OpenMeterTransport(HttpTransport[HttpRequest, Answer]):
-    """Let OpenMeter's SDK send over our connections."""
+    """Let OpenMeter's SDK send over our connections, with the token if there is one."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, token: str | None) -> None:
         self.connections = connections
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def send(self, request: HttpRequest, **_: object) -> Answer:
         """Return the answer. Raises ServiceResponseError, which is tried again."""
         try:
-            return self.connections.request(
-                request.method, request.url, request.headers, request.content
-            )
+            headers = {**request.headers, **self.headers}
+            return self.connections.request(request.method, request.url, headers, request.content)
         except RequestException as error:
             raise ServiceResponseError(error, error=error) from error
 
@@ -87,12 +87,22 @@ class RetryWithoutWait(RetryPolicy):
         """Return no wait."""
 
 
+def silence_stripe_log() -> None:
+    """Let Stripe's SDK write no log of its own, which STRIPE_LOG asks for and which has payloads.
+
+    It has no switch for that, and puts its lines together whether anybody reads them or not.
+    """
+    for name in ("log_info", "log_debug"):
+        setattr(_api_requestor, name, lambda *_, **__: None)
+
+
 def create_stripe_client(
     settings: Mapping[str, Any], observe: Observe = unobserved
 ) -> stripe.StripeClient:
     """Return Stripe's client; nothing is sent yet. `observe` takes the seconds of each call."""
     # Its telemetry would write a file into the user's home.
     stripe.enable_telemetry = False
+    silence_stripe_log()
     name = "STRIPE_API_BASE"
     return stripe.StripeClient(
         settings["STRIPE_KEY"],
@@ -100,18 +110,6 @@ def create_stripe_client(
         max_network_retries=1,
         http_client=StripeTransport(Connections(settings[name], observe, name)),
     )
-
-
-def openmeter_policies(token: str | None) -> list[Any]:
-    """Return what OpenMeter's SDK does with each request and answer.
-
-    Of what it does otherwise, the parsing is left out, which would cost digits (usage.py).
-    """
-    policies: list[Any] = [UserAgentPolicy(), RetryWithoutWait(retry_total=1)]
-    if token:
-        key = ServiceKeyCredential(token)
-        policies.append(ServiceKeyCredentialPolicy(key, "Authorization", prefix="Bearer"))
-    return policies
 
 
 def create_clients(
@@ -123,9 +121,11 @@ def create_clients(
     """
     stripe_client = create_stripe_client(settings, observe("stripe"))
     name = "OPENMETER_URL"
+    connections = Connections(settings[name], observe("openmeter"), name)
     openmeter_client = openmeter.Client(
         endpoint=settings[name],
-        policies=openmeter_policies(settings["OPENMETER_TOKEN"]),
-        transport=OpenMeterTransport(Connections(settings[name], observe("openmeter"), name)),
+        # Of what its SDK does otherwise, the parsing would cost digits (usage.py).
+        policies=[RetryWithoutWait(retry_total=1)],
+        transport=OpenMeterTransport(connections, settings["OPENMETER_TOKEN"]),
     )
     return Clients(openmeter_client, stripe_client, ThreadPoolExecutor(POOL_THREADS, "report"))

@@ -1,12 +1,15 @@
 """How the service logs: one line per outcome, without secrets, as text or as JSON."""
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import TextIO
 
+from flask.logging import default_handler
 from pythonjsonlogger.json import JsonFormatter
 
 # What the lines of a delivery, and of a report in it, are about: names and ids of JSON's fields.
@@ -72,10 +75,26 @@ class TextFormatter(logging.Formatter):
         return f"{when} {level}{super().format(record)}"
 
 
-def configure_logger(
-    logger: logging.Logger, handler: logging.Handler, form: str, secrets: SecretFilter
-) -> None:
-    """Let a logger and its handler write in a LOG_FORMAT, without secrets."""
+class StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Write to what is standard error at the time.
+
+    Flask's own asks the request for its stream, four times a line.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # whose child would set the stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Return standard error."""
+        return sys.stderr
+
+
+HANDLER = StandardErrorHandler()
+
+
+def configure_logger(logger: logging.Logger, form: str, secrets: SecretFilter) -> None:
+    """Let a logger write to standard error in a LOG_FORMAT, without secrets."""
     # No line says where in the code, and in which thread, it was logged
     # (docs.python.org/3/howto/logging.html#optimization).
     logging._srcfile, logging.logThreads, logging.logMultiprocessing = None, False, False
@@ -83,7 +102,9 @@ def configure_logger(
     logger.filters[:] = [ContextFilter(), secrets]
     # OpenMeter's SDK warns of what our own lines say.
     logging.getLogger("corehttp").setLevel(logging.ERROR)
-    handler.setFormatter(formatter(form))
+    HANDLER.setFormatter(formatter(form))
+    if default_handler in logger.handlers:  # not where the lines are already caught, as in tests
+        logger.handlers[:] = [HANDLER]
 
 
 def json_formatter() -> JsonFormatter:

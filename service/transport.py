@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cached_property
 from threading import TIMEOUT_MAX
 from typing import NamedTuple
 
@@ -76,18 +74,17 @@ class Request(NamedTuple):
     body: str | bytes | None
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What was answered: the `lines` of its head, and of hints before it, and the body."""
 
     status_code: int
     lines: list[bytes]
     content: bytes
 
-    @cached_property
+    @property
     def headers(self) -> CaseInsensitiveDict[str]:
         """Return the headers of the answer itself; hints come before it."""
-        found = CaseInsensitiveDict[str]()
+        found: CaseInsensitiveDict[str] = CaseInsensitiveDict()
         for line in self.lines:
             name, colon, value = line.decode("latin-1").partition(":")
             if colon:

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import pytest
 import requests
+import stripe
 from pytest_mock import MockerFixture
 
 from billing.stripe_api import StripeConnection, stripe_state
@@ -296,6 +297,14 @@ def states(url: str) -> dict[str, str]:
         "OPENMETER_URL": openmeter_state(clients.openmeter, "", datetime.now(UTC)),
         "STRIPE_API_BASE": stripe_state(StripeConnection(clients.stripe, "down")),
     }
+
+
+def test_stripes_sdk_writes_no_log_of_its_own(
+    kept_alive: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stripe, "log", "debug")
+    assert states(kept_alive)["STRIPE_API_BASE"] == "Stripe answered 200 and no usable answer"
+    assert capsys.readouterr().err == ""
 
 
 def test_who_is_not_there_is_told_with_address_and_setting() -> None:

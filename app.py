@@ -10,6 +10,7 @@ from typing import Any
 import click
 from flask import Flask, g, request
 from flask.cli import AppGroup, FlaskGroup
+from flask.logging import default_handler
 from gunicorn.http.errors import ParseException
 from pyrate_limiter import Duration, Rate
 from stripe import SignatureVerificationError, WebhookSignature
@@ -291,7 +292,7 @@ def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:
 def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
     """Log a line for each outcome, and neither log nor answer secrets."""
     hidden = logs.SecretFilter(*secrets_of(settings))
-    logs.configure_logger(app.logger, settings["LOG_FORMAT"], hidden)
+    logs.configure_logger(app.logger, default_handler, settings["LOG_FORMAT"], hidden)
     app.extensions["secrets"] = hidden
 
     @app.before_request

@@ -405,7 +405,7 @@ def send(account: StripeConnection, method: str, path: str, **options: Any) -> J
             account.rates.slow_down(method, path, reason, is_scoped=bool(account.scope))
         raise kind(error_reason(error), error.request_id) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # stripe-python trips over a body that is no UTF-8, or an `error` that is no object.
+        # stripe-python trips over an `error` that is no object.
         raise ReportFailed("Stripe's answer is unreadable") from error
     return answer if isinstance(answer, dict) else {}
 

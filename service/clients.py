@@ -124,7 +124,7 @@ def create_clients(
     connections = Connections(settings[name], observe("openmeter"), name)
     openmeter_client = openmeter.Client(
         endpoint=settings[name],
-        # Of what its SDK does otherwise, the parsing would cost digits (usage.py).
+        # Of what its SDK does otherwise, only the retry is wanted; its parsing would cost digits.
         policies=[RetryWithoutWait(retry_total=1)],
         transport=OpenMeterTransport(connections, settings["OPENMETER_TOKEN"]),
     )

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TextIO
 
-from flask.logging import default_handler
 from pythonjsonlogger.json import JsonFormatter
 
 # What the lines of a delivery, and of a report in it, are about: names and ids of JSON's fields.
@@ -93,17 +92,17 @@ class StandardErrorHandler(logging.StreamHandler[TextIO]):
 HANDLER = StandardErrorHandler()
 
 
-def configure_logger(logger: logging.Logger, form: str, secrets: SecretFilter) -> None:
-    """Let a logger write to standard error in a LOG_FORMAT, without secrets."""
+def configure_logger(
+    logger: logging.Logger, default: logging.Handler, form: str, secrets: SecretFilter
+) -> None:
+    """Let a logger write in a LOG_FORMAT, without secrets, by our handler where it has Flask's."""
     # No line says where in the code, and in which thread, it was logged
     # (docs.python.org/3/howto/logging.html#optimization).
     logging._srcfile, logging.logThreads, logging.logMultiprocessing = None, False, False
     logger.setLevel(logging.INFO)
     logger.filters[:] = [ContextFilter(), secrets]
-    # OpenMeter's SDK warns of what our own lines say.
-    logging.getLogger("corehttp").setLevel(logging.ERROR)
     HANDLER.setFormatter(formatter(form))
-    if default_handler in logger.handlers:  # not where the lines are already caught, as in tests
+    if default in logger.handlers:
         logger.handlers[:] = [HANDLER]
 
 

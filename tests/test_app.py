@@ -675,7 +675,7 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (RECORD, {"status": 400, "body": {"error": {"message": "no"}}}, "Stripe answered 400: no"),
     (RECORD, {"status": 400, "body": {"error": []}}, "Stripe's answer is unreadable"),
     (RECORD, {"status": 400, "body": []}, "Stripe answered 400"),
-    (RECORD, {"status": 400, "latin": '{"error": {"message": "\xe9"}}'}, "answer is unreadable"),
+    (RECORD, {"status": 400, "latin": '{"error": {"message": "\xe9"}}'}, "no usable answer"),
     (RECORD, {"status": 402, "body": {"error": {"message": f"no {KEY}"}}}, "402: no [hidden]"),
     (RECORD, {"status": 302, "headers": {"Location": "/elsewhere"}}, "Stripe answered 302"),
     (RECORD, {"status": 200, "body": []}, "Stripe's answer is no usage record"),

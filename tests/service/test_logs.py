@@ -1,5 +1,6 @@
 """The log: one line per report and per delivery, as text and as JSON, without secrets."""
 
+import contextlib
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flask.logging import default_handler
 from pytest_mock import MockerFixture
 
 from fakes.processes import Processes
@@ -202,6 +204,24 @@ def test_the_text_form_has_the_time_and_a_level_where_it_is_not_usual() -> None:
     assert form.format(record) == "2023-06-07T14:20:30Z said"
     record.levelno, record.levelname = logging.ERROR, "ERROR"
     assert form.format(record) == "2023-06-07T14:20:30Z ERROR: said"
+
+
+def test_lines_go_to_what_is_standard_error_at_the_time_instead_of_by_flask() -> None:
+    logger, written = logging.Logger("test"), io.StringIO()
+    logger.addHandler(default_handler)
+    for form in ("json", "text"):  # as where one process builds the service twice
+        logs.configure_logger(logger, default_handler, form, logs.SecretFilter("z"))
+    with contextlib.redirect_stderr(written):
+        logger.info("said %s", "z")
+    assert written.getvalue().endswith("Z said [hidden]\n")
+    assert len(written.getvalue().splitlines()) == 1
+
+
+def test_where_lines_are_caught_already_nothing_else_writes_them() -> None:
+    logger, caught = logging.Logger("test"), logging.NullHandler()
+    logger.addHandler(caught)
+    logs.configure_logger(logger, default_handler, "text", logs.SecretFilter())
+    assert logger.handlers == [caught]
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -299,6 +299,24 @@ def states(url: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize(
+    ("error", "by_stripes_sdk"),
+    [
+        (requests.ConnectionError("gone"), 2),
+        (requests.ReadTimeout("slow"), 2),
+        (requests.exceptions.SSLError(60, "not trusted"), 1),  # which no second attempt mends
+    ],
+)
+def test_a_call_without_an_answer_is_made_once_more(
+    mocker: MockerFixture, error: requests.RequestException, by_stripes_sdk: int
+) -> None:
+    mocker.patch("stripe.HTTPClient._sleep_time_seconds", return_value=0)
+    send = mocker.patch.object(Connections, "send", side_effect=error)
+    states("http://api.example")
+    called = [call.args[0].url.split("/")[3] for call in send.call_args_list]
+    assert (called.count("api"), called.count("v1")) == (2, by_stripes_sdk)
+
+
 def test_stripes_sdk_writes_no_log_of_its_own(
     kept_alive: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,7 @@ class StandardErrorHandler(logging.StreamHandler[TextIO]):
     """
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)  # whose child would set the stream
+        logging.Handler.__init__(self)  # a StreamHandler's own would set its stream for good
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

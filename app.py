@@ -195,6 +195,14 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     return response
 
 
+class Service(Flask):
+    """Flask, with views and hooks that are all plain functions."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function as it is, without a look at what it is in each request."""
+        return func
+
+
 class Commands(AppGroup):
     """The commands of `flask`, each imported when it is asked for: a worker needs none of them."""
 
@@ -228,7 +236,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
         stay_on_one_core()
     settings = read_settings(source, serves=not is_for_a_command())
     services = build_services(settings, build_rates(settings))
-    app = Flask("app", static_folder=None)
+    app = Service("app", static_folder=None)
     app.cli = Commands("app")
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
     app.config.update({name: settings[name] for name in CONFIG})

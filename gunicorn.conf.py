@@ -17,6 +17,10 @@ worker_class = "service.serving.Worker"
 workers = settings["WEB_CONCURRENCY"]
 threads = 64
 graceful_timeout = 30
+# Nothing goes by what a proxy says of a request, so no peer is looked up among those to believe.
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+forwarded_allow_ips = "*"
 if settings["LOG_FORMAT"] == "json":
     logger_class = "service.serving.JsonLogger"
 

@@ -9,7 +9,7 @@ import openmeter
 import stripe
 from corehttp.exceptions import ServiceResponseError
 from corehttp.rest import HttpRequest
-from corehttp.runtime.pipeline import PipelineResponse
+from corehttp.runtime.pipeline import Pipeline, PipelineResponse
 from corehttp.runtime.policies import RetryPolicy
 from corehttp.transport import HttpTransport
 from requests import RequestException
@@ -87,13 +87,34 @@ class RetryWithoutWait(RetryPolicy):
         """Return no wait."""
 
 
-def silence_stripe_log() -> None:
-    """Let Stripe's SDK write no log of its own, which STRIPE_LOG asks for and which has payloads.
+class OpenMeterClient(openmeter.Client):
+    """OpenMeter's client, for requests to paths behind an address that ends without a slash.
 
-    It has no switch for that, and puts its lines together whether anybody reads them or not.
+    Of what the SDK does with a request, only the retry is wanted: its parsing would cost digits,
+    and its copy of each request and its way of joining addresses a tenth of a millisecond.
+    """
+
+    def __init__(self, address: str, transport: OpenMeterTransport) -> None:
+        policies: list[Any] = [RetryWithoutWait(retry_total=1)]
+        super().__init__(endpoint=address, policies=policies, transport=transport)
+        self.address = address
+        self.pipeline = Pipeline[HttpRequest, Answer](transport, policies)
+
+    def send_request(self, request: HttpRequest, **_: object) -> Answer:  # type: ignore[override]
+        """Send a request, once, and return the answer, whatever its status. Raises BaseError."""
+        request.url = self.address + request.url
+        return self.pipeline.run(request).http_response
+
+
+def quieten_stripe() -> None:
+    """Let Stripe's SDK write no log of its own, and tell Stripe of no coding agent around us.
+
+    STRIPE_LOG asks for the log, which has payloads. It puts the log's lines together whether
+    anybody reads them or not, and looks at twelve variables for each call; neither has a switch.
     """
     for name in ("log_info", "log_debug"):
         setattr(_api_requestor, name, lambda *_, **__: None)
+    _api_requestor._APIRequestor.AI_AGENTS = []
 
 
 def create_stripe_client(
@@ -102,7 +123,7 @@ def create_stripe_client(
     """Return Stripe's client; nothing is sent yet. `observe` takes the seconds of each call."""
     # Its telemetry would write a file into the user's home.
     stripe.enable_telemetry = False
-    silence_stripe_log()
+    quieten_stripe()
     name = "STRIPE_API_BASE"
     return stripe.StripeClient(
         settings["STRIPE_KEY"],
@@ -122,10 +143,6 @@ def create_clients(
     stripe_client = create_stripe_client(settings, observe("stripe"))
     name = "OPENMETER_URL"
     connections = Connections(settings[name], observe("openmeter"), name)
-    openmeter_client = openmeter.Client(
-        endpoint=settings[name],
-        # Of what its SDK does otherwise, only the retry is wanted; its parsing would cost digits.
-        policies=[RetryWithoutWait(retry_total=1)],
-        transport=OpenMeterTransport(connections, settings["OPENMETER_TOKEN"]),
-    )
+    transport = OpenMeterTransport(connections, settings["OPENMETER_TOKEN"])
+    openmeter_client = OpenMeterClient(settings[name], transport)
     return Clients(openmeter_client, stripe_client, ThreadPoolExecutor(POOL_THREADS, "report"))

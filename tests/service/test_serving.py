@@ -227,6 +227,14 @@ def test_who_expects_a_hundred_gets_it_at_once(processes: Processes) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+def test_no_header_changes_where_a_request_goes(processes: Processes) -> None:
+    processes.start_service()
+    with closing(connection(processes.service)) as http:
+        forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-SSL": "off"}
+        http.request("GET", "/nothing", headers={"PATH_INFO": "/healthz", **forwarded})
+        assert http.getresponse().status == 404
+
+
 def test_what_was_closed_meanwhile_is_sent_no_more() -> None:
     with closing(socket.socket()) as ours, in_one_piece(ours):
         ours.close()

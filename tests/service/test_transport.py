@@ -19,6 +19,7 @@ import pytest
 import requests
 import stripe
 from pytest_mock import MockerFixture
+from stripe import _api_requestor
 
 from billing.stripe_api import StripeConnection, stripe_state
 from service.clients import create_clients
@@ -323,6 +324,17 @@ def test_stripes_sdk_writes_no_log_of_its_own(
     monkeypatch.setattr(stripe, "log", "debug")
     assert states(kept_alive)["STRIPE_API_BASE"] == "Stripe answered 200 and no usable answer"
     assert capsys.readouterr().err == ""
+
+
+def test_stripes_sdk_tells_of_no_coding_agent(
+    kept_alive: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_api_requestor._APIRequestor, "AI_AGENTS", [("SOME_AGENT", "some")])
+    monkeypatch.setenv("SOME_AGENT", "1")
+    states(kept_alive)
+    heads = [head for head in KeptAlive.heads if "X-Stripe-Client-User-Agent" in head]
+    assert len(heads) == 1
+    assert "agent" not in str(heads[0].values()).lower()
 
 
 def test_who_is_not_there_is_told_with_address_and_setting() -> None:

@@ -44,8 +44,11 @@ class NoTurn(Exception):
 class SharedBudget(Protocol):
     """A budget that several processes draw on; it can be gone."""
 
-    def take(self, name: str, per_second: float, seconds: float) -> bool | None:
-        """Take a turn within so many seconds; say whether there was one, None if it is gone."""
+    def take(self, name: str, per_second: float, seconds: float, distance: float) -> bool | None:
+        """Take a turn within so many seconds; say whether there was one, None if it is gone.
+
+        `distance` is how many seconds have to lie between it and the last one of all processes.
+        """
 
     def let_deliveries_pass(self, name: str) -> None:
         """Wait, for a while, until no delivery waits for a turn of this name."""
@@ -125,7 +128,7 @@ class Lane:
     those that a full second let go together would otherwise come together in each second after.
     """
 
-    def __init__(self, per_second: float, take: Callable[[float], bool]) -> None:
+    def __init__(self, per_second: float, take: Callable[[float, float], bool]) -> None:
         self.per_second, self.take_within = per_second, take
         self.file, self.waiting, self.next_at = Lock(), deque[None](), 0.0
         self.slowed, self.slowed_at = 1.0, 0.0
@@ -133,15 +136,15 @@ class Lane:
     def take(self, until: float, wait: Callable[[], object]) -> bool:
         """Take a turn before a monotonic second, and say whether it came; `wait` is told of it."""
         is_free = self.slowness() == 1 and not self.waiting
-        if is_free and self.take_within(0):
+        if is_free and self.take_within(0, 0):
             return True
         wait()
         with self.in_single_file(until) as is_first:
             sleep_until(min(self.next_at, until))
-            left = until - time.monotonic()
-            if not is_first or left <= 0 or not self.take_within(left):
+            left, distance = until - time.monotonic(), self.distance()
+            if not is_first or left <= 0 or not self.take_within(left, distance):
                 return False
-            self.next_at = time.monotonic() + self.distance()
+            self.next_at = time.monotonic() + distance
             return True
 
     @contextmanager
@@ -237,10 +240,10 @@ class Rates:
                 self.lanes[name] = Lane(part, partial(self.take, name))
             return self.lanes[name]
 
-    def take(self, name: str, seconds: float) -> bool:
+    def take(self, name: str, seconds: float, distance: float) -> bool:
         """Take a turn within so many seconds from what all share, or from our own part."""
         if self.shared:
-            taken = self.shared.take(name, self.ours(name), seconds)
+            taken = self.shared.take(name, self.ours(name), seconds, distance)
             if taken is not None:
                 return taken
         return acquire(self.own, name, seconds)

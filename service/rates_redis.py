@@ -2,13 +2,14 @@
 
 import logging
 import time
+from typing import NamedTuple
 
 import redis
-from pyrate_limiter import BucketFactory, Limiter, RateItem, RedisBucket
+from pyrate_limiter import BucketFactory, Limiter, Rate, RateItem, RedisBucket
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.rates import acquire, window
+from service.rates import SECOND_MS, acquire, window
 
 # Redis is near: one that takes longer is gone, and nobody asks it again for a while.
 ANSWER_SECONDS, GONE_SECONDS = 0.5, 10
@@ -38,6 +39,20 @@ class Bucket(RedisBucket):
         return taken
 
 
+class Asked(NamedTuple):
+    """Of which limit turns are asked for, its requests a second, and the seconds between two."""
+
+    name: str
+    per_second: float
+    distance: float
+
+    def rates(self) -> list[Rate]:
+        """Return what has to have room for a turn."""
+        distance = round(self.distance * SECOND_MS)
+        apart = [Rate(1, distance)] if distance else []
+        return [window(self.per_second, LONGER), *apart]
+
+
 class RedisBudget(BucketFactory):
     """The turns that all processes of an account take, by the clock of their Redis.
 
@@ -52,7 +67,7 @@ class RedisBudget(BucketFactory):
             retry=Retry(NoBackoff(), 1),
         )
         self.prefix = f"openmeter-stripe:{account}"
-        self.per_second: dict[str, float] = {}
+        self.asked: dict[str, Asked] = {}
         self.buckets: dict[str, Bucket] = {}
         self.gone_until = 0.0
         self.limiter = Limiter(self, buffer_ms=1)
@@ -67,17 +82,22 @@ class RedisBudget(BucketFactory):
     def get(self, item: RateItem) -> Bucket:
         """Return the bucket of a limit. Raises RedisError."""
         if item.name not in self.buckets:
-            rates, key = [window(self.per_second[item.name], LONGER)], f"{self.prefix}:{item.name}"
-            self.buckets[item.name] = Bucket.init(rates, self.client, key)
+            asked = self.asked[item.name]
+            key = f"{self.prefix}:{asked.name}"
+            self.buckets[item.name] = Bucket.init(asked.rates(), self.client, key)
         return self.buckets[item.name]
 
-    def take(self, name: str, per_second: float, seconds: float) -> bool | None:
-        """Take a turn within so many seconds; say whether there was one, None if it is gone."""
+    def take(self, name: str, per_second: float, seconds: float, distance: float) -> bool | None:
+        """Take a turn within so many seconds; say whether there was one, None if it is gone.
+
+        `distance` is how many seconds have to lie between it and the last one of all processes.
+        """
         if self.is_gone():
             return None
-        self.per_second[name] = per_second
+        at_distance = f"{name}, {distance} s apart"
+        self.asked[at_distance] = Asked(name, per_second, distance)
         try:
-            return acquire(self.limiter, name, seconds)
+            return acquire(self.limiter, at_distance, seconds)
         except redis.RedisError as error:
             self.lose(error)
             return None

@@ -177,7 +177,7 @@ def clock(mocker: MockerFixture) -> Clock:
     return Clock(mocker)
 
 
-def always(_: float) -> bool:
+def always(*_: float) -> bool:
     return True
 
 

@@ -131,6 +131,27 @@ def test_a_turn_comes_when_more_than_a_second_has_passed(server: Server) -> None
     assert max(moments) < 3.5
 
 
+def test_those_that_wait_go_at_a_distance_whichever_process_they_wait_in(server: Server) -> None:
+    """Else those that go together in one second would do so in each one after."""
+    machines = [rates(server) for _ in range(4)]
+    assert sum(map(taken, machines)) == 20
+    began, moments = time.monotonic(), list[float]()
+
+    def take(each: Rates) -> None:
+        each.take_turn(*RECORDS, until=FAR)
+        moments.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=take, args=(each,)) for each in machines * 5]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    moments.sort()
+    together = max(sum(at <= moment < at + 0.25 for moment in moments) for at in moments)
+    assert together <= 8
+    assert moments[-1] < 2.5
+
+
 def test_machines_whose_clocks_differ_count_alike(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,7 +235,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     if is_for_a_command():
         stay_on_one_core()
     settings = read_settings(source, serves=not is_for_a_command())
-    services = build_services(settings, build_rates(settings))
+    shared = shared_redis(settings)
+    services = build_services(settings, build_rates(settings, shared))
     app = Service("app", static_folder=None)
     app.cli = Commands("app")
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
@@ -246,32 +247,47 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.register_error_handler(HTTPException, log_and_respond_to_error)
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
-        add_webhook(app, services, settings["STRIPE_WEBHOOK_SECRET"])
+        secrets = settings["STRIPE_WEBHOOK_SECRET"]
+        add_webhook(app, services, secrets, LateAnswers(secrets, shared))
     add_probes(app, services)
     if settings["METRICS"]:
         enable_metrics(app)
     return app
 
 
-def build_rates(settings: Mapping[str, Any]) -> Rates:
+def shared_redis(settings: Mapping[str, Any]) -> Any:
+    """Return the Redis that several machines share, if they do."""
+    if not settings["RATE_LIMIT_REDIS"]:
+        return None
+    # Its client takes six megabytes, which a worker without it need not have.
+    from service.shared import SharedRedis  # noqa: PLC0415
+
+    mode = "live" if is_live(settings) else "test"
+    return SharedRedis(settings["RATE_LIMIT_REDIS"], f"openmeter-stripe:{mode}")
+
+
+def is_live(settings: Mapping[str, Any]) -> bool:
+    """Say whether the key is for live mode."""
+    return "_live_" in settings["STRIPE_KEY"]
+
+
+def build_rates(settings: Mapping[str, Any], shared: Any = None) -> Rates:
     """Return our share of what Stripe allows, for a worker of the service or for a command."""
-    is_live, is_command = "_live_" in settings["STRIPE_KEY"], is_for_a_command()
-    url, mode = settings["RATE_LIMIT_REDIS"], "live" if is_live else "test"
+    is_command = is_for_a_command()
     return Rates(
         settings["STRIPE_RATE_SHARE"],
-        is_live=is_live,
+        is_live=is_live(settings),
         is_command=is_command,
         processes=1 if is_command else settings["WEB_CONCURRENCY"],
-        shared=redis_budget(url, mode) if url else None,
+        shared=redis_budget(shared) if shared else None,
     )
 
 
-def redis_budget(url: str, mode: str) -> SharedBudget:
-    """Return what several machines draw on."""
-    # Its client takes six megabytes, which a worker without it need not have.
+def redis_budget(shared: Any) -> SharedBudget:
+    """Return the budget that several machines draw on."""
     from service.rates_redis import RedisBudget  # noqa: PLC0415
 
-    return RedisBudget(url, mode)
+    return RedisBudget(shared)
 
 
 def call_observer() -> Callable[[str], Observe]:
@@ -292,7 +308,7 @@ def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         grace_seconds=settings["INVOICE_GRACE_HOURS"] * 3_600,
-        is_live="_live_" in settings["STRIPE_KEY"],
+        is_live=is_live(settings),
         account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )
 
@@ -318,9 +334,10 @@ def configure_logging(app: Flask, settings: Mapping[str, Any]) -> None:
         return response
 
 
-def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> None:
+def add_webhook(
+    app: Flask, services: Services, secrets: tuple[str, ...], late: LateAnswers
+) -> None:
     """Answer Stripe's deliveries that are signed with one of the secrets."""
-    late = LateAnswers()
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> tuple[dict[str, Any], int]:
@@ -341,10 +358,11 @@ def add_webhook(app: Flask, services: Services, secrets: tuple[str, ...]) -> Non
         about = {"event": one_line(event.get("id")), "type": one_line(event.get("type"))}
         parties = events.parties(event)
         logs.replace_log_fields(**about, **parties)
-        is_repeated = late.take(event.get("id"))
+        sent = sent_at(signature)
+        is_repeated = late.take(event, sent)
         outcome = None if is_repeated else report_in_time(event, parties, services)
         if is_repeated or (outcome is not None and not outcome.failed):
-            late.note(event.get("id"), sent_at(signature), services.stripe.clock.now())
+            late.note(event, sent, services.stripe.clock.now())
         return log_and_repeat(event) if is_repeated else log_and_respond(event, parties, outcome)
 
 

@@ -43,6 +43,7 @@ ARROWS = {
         "service.rates",
         "service.rates_redis",
         "service.settings",
+        "service.shared",
         "service.transport",
         "usage",
     },
@@ -428,7 +429,9 @@ ARROWS = {
     "service.rates": set(),
     "service.rates_redis": {
         "service.rates",
+        "service.shared",
     },
+    "service.shared": set(),
     "service.logs": set(),
     "service.metrics": set(),
     "service.serving": {

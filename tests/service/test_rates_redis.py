@@ -1,96 +1,30 @@
 """Stripe's limits in a real Redis, which several processes draw on, and which comes and goes."""
 
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
-from service import rates_redis
+from service import rates_redis, shared
 from service.rates import NoTurn, Rates
 from service.rates_redis import RedisBudget
-from tests.conftest import free_port
+from service.shared import SharedRedis
+from tests.service.conftest import PASSWORD, RedisServer
 
-REDIS = shutil.which("redis-server")
-pytestmark = pytest.mark.skipif(
-    not REDIS, reason="there is no redis-server: install it, on Debian redis-server"
-)
 RECORDS = ("post", "/v1/subscription_items/si_1/usage_records")
 FAR = threading.TIMEOUT_MAX
-PASSWORD = "hunter-77"
 
 
-class Server:
-    """A Redis of its own, with a password, which can be stopped, halted and started again."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
-        self.client = redis.Redis.from_url(self.url)
-        self.start()
-
-    def start(self) -> None:
-        options = [
-            "--port",
-            self.port,
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--loglevel",
-            "warning",
-        ]
-        command = [str(REDIS), *options, "--requirepass", PASSWORD]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(200):
-            try:
-                self.client.ping()
-            except redis.RedisError:
-                time.sleep(0.02)
-            else:
-                return
-        raise AssertionError("redis-server does not answer")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def halt(self) -> None:
-        """Let it take connections, but answer nothing."""
-        self.process.send_signal(signal.SIGSTOP)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
-    yield started
-    started.client.close()
-    started.stop()
-
-
-def rates(server: Server, share: int = 80, **how: Any) -> Rates:
+def rates(server: RedisServer, share: int = 80, **how: Any) -> Rates:
     """Return the rates of another process."""
-    return Rates(share, is_live=True, shared=RedisBudget(server.url, "live"), **how)
-
-
-@pytest.fixture(autouse=True)
-def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close each connection at the end."""
-    budgets, made = [], RedisBudget.__init__
-
-    def noted(budget: RedisBudget, url: str, account: str) -> None:
-        made(budget, url, account)
-        budgets.append(budget)
-
-    monkeypatch.setattr(RedisBudget, "__init__", noted)
-    yield
-    for budget in budgets:
-        budget.client.close()
+    return Rates(
+        share,
+        is_live=True,
+        shared=RedisBudget(SharedRedis(server.url, "openmeter-stripe:live")),
+        **how,
+    )
 
 
 def taken(each: Rates) -> int:
@@ -104,14 +38,14 @@ def taken(each: Rates) -> int:
         return count
 
 
-def test_all_processes_together_take_one_share(server: Server) -> None:
+def test_all_processes_together_take_one_share(server: RedisServer) -> None:
     machines = [rates(server, processes=2) for _ in range(3)]
     assert [taken(each) for each in machines] == [20, 0, 0]
     time.sleep(1.1)
     assert sum(map(taken, machines)) == 20
 
 
-def test_a_turn_comes_when_more_than_a_second_has_passed(server: Server) -> None:
+def test_a_turn_comes_when_more_than_a_second_has_passed(server: RedisServer) -> None:
     machines = [rates(server) for _ in range(2)]
     began, moments = time.monotonic(), list[float]()
 
@@ -131,7 +65,9 @@ def test_a_turn_comes_when_more_than_a_second_has_passed(server: Server) -> None
     assert max(moments) < 3.5
 
 
-def test_those_that_wait_go_at_a_distance_whichever_process_they_wait_in(server: Server) -> None:
+def test_those_that_wait_go_at_a_distance_whichever_process_they_wait_in(
+    server: RedisServer,
+) -> None:
     """Else those that go together in one second would do so in each one after."""
     machines = [rates(server) for _ in range(4)]
     assert sum(map(taken, machines)) == 20
@@ -153,14 +89,14 @@ def test_those_that_wait_go_at_a_distance_whichever_process_they_wait_in(server:
 
 
 def test_machines_whose_clocks_differ_count_alike(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert taken(rates(server)) == 20
     monkeypatch.setattr("pyrate_limiter.buckets.redis_bucket.time_ns", lambda: 0)
     assert taken(rates(server)) == 0
 
 
-def test_what_was_taken_is_forgotten(server: Server) -> None:
+def test_what_was_taken_is_forgotten(server: RedisServer) -> None:
     machine = rates(server)
     for _ in range(3):
         taken(machine)
@@ -175,9 +111,9 @@ def test_what_was_taken_is_forgotten(server: Server) -> None:
 
 @pytest.mark.parametrize("how", ["stopped", "halted", "forgetful"])
 def test_without_redis_each_takes_its_part_and_nobody_fails(
-    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
+    server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(rates_redis, "GONE_SECONDS", 1)
+    monkeypatch.setattr(shared, "GONE_SECONDS", 1)
     machine = rates(server, processes=2)
     assert taken(machine) == 20
     if how == "forgetful":
@@ -199,7 +135,7 @@ def test_without_redis_each_takes_its_part_and_nobody_fails(
     assert taken(machine) == 20
 
 
-def test_many_that_wait_for_a_redis_that_halts_wait_once(server: Server) -> None:
+def test_many_that_wait_for_a_redis_that_halts_wait_once(server: RedisServer) -> None:
     machine = rates(server)
     machine.take_turn(*RECORDS, until=FAR)
     server.halt()
@@ -215,7 +151,7 @@ def test_many_that_wait_for_a_redis_that_halts_wait_once(server: Server) -> None
     server.process.send_signal(signal.SIGCONT)
 
 
-def test_a_delivery_goes_before_a_command(server: Server) -> None:
+def test_a_delivery_goes_before_a_command(server: RedisServer) -> None:
     delivery, command = rates(server), rates(server, is_command=True)
     assert taken(command) == 20
     order: list[str] = []
@@ -234,7 +170,9 @@ def test_a_delivery_goes_before_a_command(server: Server) -> None:
     assert order == ["delivery", "command"]
 
 
-def test_a_command_is_not_held_up_for_ever(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_not_held_up_for_ever(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rates_redis, "HELD_UP_SECONDS", 0.2)
     command = rates(server, is_command=True)
     command.take_turn(*RECORDS, until=FAR)

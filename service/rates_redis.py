@@ -14,6 +14,8 @@ from service.shared import SharedRedis
 WAITING_MS, HELD_UP_SECONDS, LOOK_SECONDS = 1_500, 30, 0.05
 # As in service/rates.py: what several processes let go together differs by more.
 LONGER = 1.05
+# What taking a turn takes comes on top of the distance; together they fill such a second evenly.
+FURTHER = 1.03
 # What was taken is forgotten after some seconds, and the whole key when nobody takes any more.
 TRIM_SECONDS, KEPT_SECONDS = 1, 60
 
@@ -42,7 +44,7 @@ class Asked(NamedTuple):
 
     def rates(self) -> list[Rate]:
         """Return what has to have room for a turn."""
-        distance = round(self.distance * SECOND_MS)
+        distance = int(FURTHER * self.distance * SECOND_MS)
         apart = [Rate(1, distance)] if distance else []
         return [window(self.per_second, LONGER), *apart]
 

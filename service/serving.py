@@ -6,9 +6,10 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from gunicorn.glogging import Logger
 from gunicorn.http.unreader import SocketUnreader
@@ -45,22 +46,30 @@ def socket_deadline(deadline: float, sock: socket.socket) -> Iterator[None]:
         sock.settimeout(before)
 
 
-@contextmanager
-def in_one_piece(sock: socket.socket) -> Iterator[None]:
-    """Send what is written meanwhile together, where the system can (Linux).
+def in_one_piece(application: WSGIApplication) -> WSGIApplication:
+    """Return a WSGI application whose answers go out in one piece each.
 
-    gunicorn writes the head of an answer and its body one after the other. Sent so, each of them
+    gunicorn writes the head and the body of an answer one after the other. Sent so, each of them
     would wake its reader.
     """
-    if not hasattr(socket, "TCP_CORK") or sock.family == socket.AF_UNIX:
-        yield
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it was closed
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, False)
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        chunks, sock = application(environ, start_response), environ["gunicorn.socket"]
+        hold_back(sock, held=True)
+        try:
+            yield from chunks
+        finally:
+            hold_back(sock, held=False)
+            if hasattr(chunks, "close"):
+                chunks.close()
+
+    return answer
+
+
+def hold_back(sock: socket.socket, *, held: bool) -> None:
+    """Let the system hold back what is written, or send it."""
+    with suppress(OSError):  # it was closed, or is a Unix socket
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, held)
 
 
 class RequestReader(SocketUnreader):  # type: ignore[misc]
@@ -78,6 +87,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """Lend a thread to each request, but not to a client that is silent or slow."""
 
     notified_at = 0.0
+    wsgi: WSGIApplication
+
+    def load_wsgi(self) -> None:
+        """Load the application."""
+        super().load_wsgi()
+        if hasattr(socket, "TCP_CORK"):  # Linux
+            self.wsgi = in_one_piece(self.wsgi)
 
     def notify(self) -> None:
         """Say that this worker lives, which gunicorn does twice for each request."""
@@ -111,10 +127,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Answer a request that has been read up to its body."""
-        deadline = time.monotonic() + REQUEST_SECONDS
-        # Who expects a 100 (Continue) before the body gets it at once.
-        whole = nullcontext() if req._expected_100_continue else in_one_piece(conn.sock)
-        with socket_deadline(deadline, conn.sock), whole:
+        with socket_deadline(time.monotonic() + REQUEST_SECONDS, conn.sock):
             return bool(super().handle_request(req, conn))
 
     def finish_request(self, conn: TConn, fs: "Future[bool]") -> None:

@@ -24,6 +24,7 @@ import pytest
 from gunicorn.workers.gthread import ThreadWorker
 from pytest_mock import MockerFixture
 from stripe import WebhookSignature
+from werkzeug.wsgi import ClosingIterator
 
 from fakes.processes import WEBHOOK_SECRET, Process, Processes, answers, wait_for
 from service.serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker, in_one_piece
@@ -187,7 +188,7 @@ def test_an_answer_that_is_not_taken_is_given_up_in_time(mocker: MockerFixture) 
     worker = object.__new__(Worker)
     ours.settimeout(5)
     with closing(ours), closing(theirs), pytest.raises(TooSlow):
-        worker.handle_request(mocker.Mock(_expected_100_continue=False), mocker.Mock(sock=ours))
+        worker.handle_request(mocker.Mock(), mocker.Mock(sock=ours))
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux sends in one piece")
@@ -197,19 +198,18 @@ def test_an_answer_goes_out_in_one_piece(mocker: MockerFixture) -> None:
         ours, _ = listener.accept()
     theirs.setblocking(False)
 
-    def answer(*_: Any) -> bool:
-        ours.sendall(b"head, ")
-        with pytest.raises(BlockingIOError):
-            theirs.recv(100)
-        ours.sendall(b"body")
-        return True
-
-    mocker.patch.object(ThreadWorker, "handle_request", side_effect=answer)
-    worker = object.__new__(Worker)
+    closed = mocker.Mock()
+    body = ClosingIterator([b"bo", b"dy"], closed)
+    chunks = iter(in_one_piece(lambda *_: body)({"gunicorn.socket": ours}, mocker.Mock()))
     with closing(ours), closing(theirs):
-        assert worker.handle_request(
-            mocker.Mock(_expected_100_continue=False), mocker.Mock(sock=ours)
-        )
+        first = next(chunks)
+        for written in (b"head, ", first, next(chunks)):
+            ours.sendall(written)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(100)
+        closed.assert_not_called()
+        assert list(chunks) == []
+        closed.assert_called_once()
         theirs.settimeout(0.15)  # held for longer, the system sends it after 0.2 s
         assert theirs.recv(100) == b"head, body"
 
@@ -235,9 +235,12 @@ def test_no_header_changes_where_a_request_goes(processes: Processes) -> None:
         assert http.getresponse().status == 404
 
 
-def test_what_was_closed_meanwhile_is_sent_no_more() -> None:
-    with closing(socket.socket()) as ours, in_one_piece(ours):
+@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="only Linux sends in one piece")
+def test_what_was_closed_meanwhile_is_sent_no_more(mocker: MockerFixture) -> None:
+    with closing(socket.socket()) as ours:
+        chunks = in_one_piece(lambda *_: [b"body"])({"gunicorn.socket": ours}, mocker.Mock())
         ours.close()
+        assert list(chunks) == [b"body"]
 
 
 def refuses(address: str) -> bool:

@@ -43,10 +43,12 @@ class Asked(NamedTuple):
     distance: float
 
     def rates(self) -> list[Rate]:
-        """Return what has to have room for a turn."""
-        distance = int(FURTHER * self.distance * SECOND_MS)
-        apart = [Rate(1, distance)] if distance else []
-        return [window(self.per_second, LONGER), *apart]
+        """Return what has to have room for a turn, the shortest first."""
+        if not self.distance:
+            return [window(self.per_second, LONGER)]
+        apart = Rate(1, int(FURTHER * self.distance * SECOND_MS))
+        whole = window(1 / self.distance, LONGER)
+        return [apart, whole] if whole.limit > 1 else [whole]
 
 
 class RedisBudget(BucketFactory):

@@ -6,10 +6,11 @@ import time
 from typing import Any
 
 import pytest
+from pyrate_limiter import validate_rate_list
 
 from service import rates_redis, shared
 from service.rates import NoTurn, Rates
-from service.rates_redis import RedisBudget
+from service.rates_redis import Asked, RedisBudget
 from service.shared import SharedRedis
 from tests.service.conftest import PASSWORD, RedisServer
 
@@ -65,27 +66,40 @@ def test_a_turn_comes_when_more_than_a_second_has_passed(server: RedisServer) ->
     assert max(moments) < 3.5
 
 
+def moments_of_turns(machines: list[Rates], each: int) -> list[float]:
+    """Return the seconds from now on at which so many turns of each come, that wait together."""
+    began, moments = time.monotonic(), list[float]()
+
+    def take(machine: Rates) -> None:
+        machine.take_turn(*RECORDS, until=FAR)
+        moments.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=take, args=(machine,)) for machine in machines * each]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(moments)
+
+
 def test_those_that_wait_go_at_a_distance_whichever_process_they_wait_in(
     server: RedisServer,
 ) -> None:
     """Else those that go together in one second would do so in each one after."""
     machines = [rates(server) for _ in range(4)]
     assert sum(map(taken, machines)) == 20
-    began, moments = time.monotonic(), list[float]()
-
-    def take(each: Rates) -> None:
-        each.take_turn(*RECORDS, until=FAR)
-        moments.append(time.monotonic() - began)
-
-    threads = [threading.Thread(target=take, args=(each,)) for each in machines * 5]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    moments.sort()
+    moments = moments_of_turns(machines, 5)
     together = max(sum(at <= moment < at + 0.25 for moment in moments) for at in moments)
     assert together <= 8
     assert moments[-1] < 2.5
+
+
+def test_what_a_429_slows_down_is_slow_for_all_together(server: RedisServer) -> None:
+    machines = [rates(server) for _ in range(4)]
+    for machine in machines:
+        machine.slow_down(*RECORDS, "endpoint-rate")
+    moments = moments_of_turns(machines, 3)
+    assert moments[-1] - moments[0] >= 11 * 0.1
 
 
 def test_machines_whose_clocks_differ_count_alike(
@@ -181,3 +195,14 @@ def test_a_command_is_not_held_up_for_ever(
     began = time.monotonic()
     command.take_turn(*RECORDS, until=FAR)
     assert 0.2 <= time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("per_second", [2.5, 20, 49, 80, 100, 800])
+@pytest.mark.parametrize("slowness", [1, 2, 4, 8, 16])
+def test_what_has_to_have_room_is_well_formed_however_slow(
+    per_second: float, slowness: float
+) -> None:
+    found = Asked("all requests", per_second, slowness / per_second).rates()
+    assert validate_rate_list(found)
+    slowest = found[-1].limit / found[-1].interval * 1_000
+    assert slowest == pytest.approx(per_second / slowness / 1.05, rel=0.01)

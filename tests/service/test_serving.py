@@ -198,9 +198,11 @@ def test_an_answer_goes_out_in_one_piece(mocker: MockerFixture) -> None:
         ours, _ = listener.accept()
     theirs.setblocking(False)
 
-    closed = mocker.Mock()
+    closed, worker = mocker.Mock(), object.__new__(Worker)
     body = ClosingIterator([b"bo", b"dy"], closed)
-    chunks = iter(in_one_piece(lambda *_: body)({"gunicorn.socket": ours}, mocker.Mock()))
+    worker.app = mocker.Mock(**{"wsgi.return_value": lambda *_: body})
+    worker.load_wsgi()
+    chunks = iter(worker.wsgi({"gunicorn.socket": ours}, mocker.Mock()))
     with closing(ours), closing(theirs):
         first = next(chunks)
         for written in (b"head, ", first, next(chunks)):

@@ -646,6 +646,12 @@ def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(star
     assert (found.processes, found.is_command) == (1, True)
 
 
+@pytest.mark.parametrize("mode", ["live", "test"])
+def test_live_and_test_mode_share_apart(mode: str) -> None:
+    settings = {"STRIPE_KEY": f"sk_{mode}_1", "RATE_LIMIT_REDIS": "redis://localhost:6379"}
+    assert app.shared_redis(settings).prefix == f"openmeter-stripe:{mode}"
+
+
 def test_a_worker_has_nothing_in_memory_that_only_some_need() -> None:
     needless = "audit", "doctor", "prometheus_client", "redis", "tqdm"
     tell = f"print({{name for name in {needless} if name in sys.modules}})"

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from flask import Flask, g, request
@@ -38,6 +38,9 @@ from service.rates import Rates, SharedBudget
 from service.settings import key_kind, load_environment, read_settings, secrets_of
 from service.transport import Observe, limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
+
+if TYPE_CHECKING:
+    from service.shared import SharedRedis
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 # How far this host's clock may be ahead before Stripe has told its time.
@@ -195,7 +198,7 @@ def log_and_respond_to_error(error: HTTPException) -> Response:
     return response
 
 
-class Service(Flask):
+class SyncFlask(Flask):
     """Flask, with views and hooks that are all plain functions."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,7 +240,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     settings = read_settings(source, serves=not is_for_a_command())
     shared = shared_redis(settings)
     services = build_services(settings, build_rates(settings, shared))
-    app = Service("app", static_folder=None)
+    app = SyncFlask("app", static_folder=None)
     app.cli = Commands("app")
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
     app.config.update({name: settings[name] for name in CONFIG})
@@ -255,7 +258,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     return app
 
 
-def shared_redis(settings: Mapping[str, Any]) -> Any:
+def shared_redis(settings: Mapping[str, Any]) -> "SharedRedis | None":
     """Return the Redis that several machines share, if they do."""
     if not settings["RATE_LIMIT_REDIS"]:
         return None
@@ -271,7 +274,7 @@ def is_live(settings: Mapping[str, Any]) -> bool:
     return "_live_" in settings["STRIPE_KEY"]
 
 
-def build_rates(settings: Mapping[str, Any], shared: Any = None) -> Rates:
+def build_rates(settings: Mapping[str, Any], shared: "SharedRedis | None" = None) -> Rates:
     """Return our share of what Stripe allows, for a worker of the service or for a command."""
     is_command = is_for_a_command()
     return Rates(
@@ -283,7 +286,7 @@ def build_rates(settings: Mapping[str, Any], shared: Any = None) -> Rates:
     )
 
 
-def redis_budget(shared: Any) -> SharedBudget:
+def redis_budget(shared: "SharedRedis") -> SharedBudget:
     """Return the budget that several machines draw on."""
     from service.rates_redis import RedisBudget  # noqa: PLC0415
 

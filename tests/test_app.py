@@ -649,7 +649,9 @@ def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(star
 @pytest.mark.parametrize("mode", ["live", "test"])
 def test_live_and_test_mode_share_apart(mode: str) -> None:
     settings = {"STRIPE_KEY": f"sk_{mode}_1", "RATE_LIMIT_REDIS": "redis://localhost:6379"}
-    assert app.shared_redis(settings).prefix == f"openmeter-stripe:{mode}"
+    shared = app.shared_redis(settings)
+    assert shared is not None
+    assert shared.prefix == f"openmeter-stripe:{mode}"
 
 
 def test_a_worker_has_nothing_in_memory_that_only_some_need() -> None:

@@ -107,7 +107,7 @@ class OpenMeterClient(openmeter.Client):
 
 
 def quieten_stripe() -> None:
-    """Let Stripe's SDK write no log of its own, and tell Stripe of no coding agent around us.
+    """Let Stripe's SDK write no log of its own, and tell Stripe nothing of the environment.
 
     STRIPE_LOG asks for the log, which has payloads. It puts the log's lines together whether
     anybody reads them or not, and looks at twelve variables for each call; neither has a switch.

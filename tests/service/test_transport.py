@@ -326,15 +326,15 @@ def test_stripes_sdk_writes_no_log_of_its_own(
     assert capsys.readouterr().err == ""
 
 
-def test_stripes_sdk_tells_of_no_coding_agent(
+def test_stripes_sdk_tells_nothing_of_the_environment(
     kept_alive: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_api_requestor._APIRequestor, "AI_AGENTS", [("SOME_AGENT", "some")])
-    monkeypatch.setenv("SOME_AGENT", "1")
+    monkeypatch.setattr(_api_requestor._APIRequestor, "AI_AGENTS", [("SOME_TOOL", "some")])
+    monkeypatch.setenv("SOME_TOOL", "1")
     states(kept_alive)
     heads = [head for head in KeptAlive.heads if "X-Stripe-Client-User-Agent" in head]
     assert len(heads) == 1
-    assert "agent" not in str(heads[0].values()).lower()
+    assert "some" not in str(heads[0].values()).lower()
 
 
 def test_who_is_not_there_is_told_with_address_and_setting() -> None:

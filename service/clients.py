@@ -101,7 +101,7 @@ class OpenMeterClient(openmeter.Client):
         self.pipeline = Pipeline[HttpRequest, Answer](transport, policies)
 
     def send_request(self, request: HttpRequest, **_: object) -> Answer:  # type: ignore[override]
-        """Send a request, once, and return the answer, whatever its status. Raises BaseError."""
+        """Send a request of one use; return the answer, whatever its status. Raises BaseError."""
         request.url = self.address + request.url
         return self.pipeline.run(request).http_response
 

@@ -91,7 +91,7 @@ class OpenMeterClient(openmeter.Client):
     """OpenMeter's client, for requests to paths behind an address that ends without a slash.
 
     Of what the SDK does with a request, only the retry is wanted: its parsing would cost digits,
-    and its copy of each request and its way of joining addresses a tenth of a millisecond.
+    and its copy of each request and its way of joining addresses time.
     """
 
     def __init__(self, address: str, transport: OpenMeterTransport) -> None:

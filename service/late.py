@@ -69,7 +69,7 @@ class LateAnswers:
             at = self.at.pop(event_id, None)
         if at is not None and time.monotonic() - at < EXPECTED_SECONDS:
             return True
-        # An attempt before this one came late only if this one is sent late.
+        # Had an attempt before this one been answered late, this one would be sent that late, too.
         is_first = type(created) is int and sent is not None and sent - created < LATE_SECONDS
         if self.shared is None or is_first:
             return False

@@ -42,12 +42,12 @@ def test_an_answer_that_may_have_come_too_late_is_remembered_once(
     seconds: int, is_late: bool
 ) -> None:
     answers = LateAnswers()
-    answers.note({"id": "evt_1"}, NOW - seconds, NOW)
+    answers.note(EVENT, NOW - seconds, NOW)
     assert answers.take({"id": "evt_2"}, NOW) is False
-    assert [answers.take({"id": "evt_1"}, NOW) for _ in range(2)] == [is_late, False]
+    assert [answers.take(EVENT, NOW) for _ in range(2)] == [is_late, False]
 
 
-@pytest.mark.parametrize("event_id", [None, 7, ["evt_1"], {"id": "evt_1"}])
+@pytest.mark.parametrize("event_id", [None, 7, ["evt_1"], EVENT])
 def test_what_has_no_id_is_not_remembered(event_id: object) -> None:
     answers = LateAnswers()
     answers.note({"id": event_id}, NOW - 60, NOW)

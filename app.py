@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE, UNPROCESSABLE_ENTITY
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from flask import Flask, g, request
@@ -35,12 +35,17 @@ from service.cores import stay_on_one_core
 from service.health import Check, Readiness
 from service.late import LateAnswers, sent_at
 from service.rates import Rates, SharedBudget
-from service.settings import key_kind, load_environment, read_settings, secrets_of
+from service.settings import (
+    NOTES,
+    is_live,
+    key_kind,
+    load_environment,
+    read_settings,
+    secrets_of,
+)
+from service.sharing import shared_budget, shared_notes, shared_redis
 from service.transport import Observe, limit_time_of_calls
 from usage import one_line, openmeter_state, window_start_at
-
-if TYPE_CHECKING:
-    from service.shared import SharedRedis
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 # How far this host's clock may be ahead before Stripe has told its time.
@@ -238,8 +243,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     if is_for_a_command():
         stay_on_one_core()
     settings = read_settings(source, serves=not is_for_a_command())
-    shared = shared_redis(settings)
-    services = build_services(settings, build_rates(settings, shared))
+    redis = shared_redis(settings)
+    services = build_services(settings, build_rates(settings, shared_budget(redis)))
     app = SyncFlask("app", static_folder=None)
     app.cli = Commands("app")
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES + 1)
@@ -251,46 +256,24 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
         secrets = settings["STRIPE_WEBHOOK_SECRET"]
-        add_webhook(app, services, secrets, LateAnswers(secrets, shared))
+        late = LateAnswers(secrets, shared_notes(redis, settings, source.get(NOTES)))
+        add_webhook(app, services, secrets, late)
     add_probes(app, services)
     if settings["METRICS"]:
         enable_metrics(app)
     return app
 
 
-def shared_redis(settings: Mapping[str, Any]) -> "SharedRedis | None":
-    """Return the Redis that several machines share, if they do."""
-    if not settings["RATE_LIMIT_REDIS"]:
-        return None
-    # Its client takes six megabytes, which a worker without it need not have.
-    from service.shared import SharedRedis  # noqa: PLC0415
-
-    mode = "live" if is_live(settings) else "test"
-    return SharedRedis(settings["RATE_LIMIT_REDIS"], f"openmeter-stripe:{mode}")
-
-
-def is_live(settings: Mapping[str, Any]) -> bool:
-    """Say whether the key is for live mode."""
-    return "_live_" in settings["STRIPE_KEY"]
-
-
-def build_rates(settings: Mapping[str, Any], shared: "SharedRedis | None" = None) -> Rates:
+def build_rates(settings: Mapping[str, Any], shared: SharedBudget | None) -> Rates:
     """Return our share of what Stripe allows, for a worker of the service or for a command."""
     is_command = is_for_a_command()
     return Rates(
         settings["STRIPE_RATE_SHARE"],
-        is_live=is_live(settings),
+        is_live=is_live(settings["STRIPE_KEY"]),
         is_command=is_command,
         processes=1 if is_command else settings["WEB_CONCURRENCY"],
-        shared=redis_budget(shared) if shared else None,
+        shared=shared,
     )
-
-
-def redis_budget(shared: "SharedRedis") -> SharedBudget:
-    """Return the budget that several machines draw on."""
-    from service.rates_redis import RedisBudget  # noqa: PLC0415
-
-    return RedisBudget(shared)
 
 
 def call_observer() -> Callable[[str], Observe]:
@@ -311,7 +294,7 @@ def build_services(settings: Mapping[str, Any], rates: Rates) -> Services:
         window_size=settings["OPENMETER_WINDOW_SIZE"],
         pool=clients.pool,
         grace_seconds=settings["INVOICE_GRACE_HOURS"] * 3_600,
-        is_live=is_live(settings),
+        is_live=is_live(settings["STRIPE_KEY"]),
         account_option="stripe_context" if "_org_" in settings["STRIPE_KEY"] else "stripe_account",
     )
 

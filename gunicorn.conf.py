@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cores import stay_on_one_core
-from service.settings import load_environment, read_settings
+from service.settings import NOTES, load_environment, read_settings
 
 settings = read_settings(load_environment())
 
@@ -24,10 +24,12 @@ forwarded_allow_ips = "*"
 if settings["LOG_FORMAT"] == "json":
     logger_class = "service.serving.JsonLogger"
 
-# Where the workers count together; it has to be known before one of them imports the metrics.
+# Where the workers count together, and note things for each other. It has to be known before they
+# start, and is kept at a reload.
 COUNTS, OURS = "PROMETHEUS_MULTIPROC_DIR", "openmeter-stripe-"
-if settings["METRICS"] and COUNTS not in os.environ:
-    os.environ[COUNTS] = tempfile.mkdtemp(prefix=OURS)
+for name in (NOTES, COUNTS) if settings["METRICS"] else (NOTES,):
+    if name not in os.environ:
+        os.environ[name] = tempfile.mkdtemp(prefix=OURS)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -37,7 +39,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def on_exit(_: Any) -> None:
-    """Remove what the workers have counted."""
-    folder = Path(os.environ.get(COUNTS, ""))
-    if folder.name.startswith(OURS):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what the workers have counted and noted."""
+    for folder in map(Path, filter(None, map(os.environ.get, (NOTES, COUNTS)))):
+        if folder.name.startswith(OURS):
+            shutil.rmtree(folder, ignore_errors=True)

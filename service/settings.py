@@ -58,6 +58,11 @@ def key_kind(value: str) -> str:
     return next((kind for start, kind in KINDS.items() if value.startswith(start)), "")
 
 
+def is_live(key: str) -> bool:
+    """Say whether a key is for live mode."""
+    return "_live_" in key
+
+
 def not_of_kind(kind: str) -> str:
     """Say that a value is of another kind; nothing of it is shown."""
     return f"not {kind}" if kind else "which it is not"
@@ -196,6 +201,8 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "METRICS": ("0", zero_or_one),
     "HEARTBEAT_URL": ("", secret_url),
 }
+# No setting: gunicorn.conf.py names the folder so in which the workers of one machine note things.
+NOTES = "OPENMETER_STRIPE_NOTES"
 # What only deliveries are verified with: the commands take none.
 OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
 

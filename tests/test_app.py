@@ -638,20 +638,12 @@ def test_what_stripe_says_of_its_limits_slows_us_down(
     assert slowed == (["POST /v1/subscription_items/*/usage_records"] if reason else [])
 
 
-def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone(start: Start) -> None:
-    settings = {"STRIPE_KEY": KEY, "STRIPE_RATE_SHARE": 80, "RATE_LIMIT_REDIS": None}
-    assert app.build_rates({**settings, "WEB_CONCURRENCY": 4}).processes == 4
+def test_workers_share_what_one_process_may_take_and_a_command_has_it_alone() -> None:
+    settings = {"STRIPE_KEY": KEY, "STRIPE_RATE_SHARE": 80, "WEB_CONCURRENCY": 4}
+    assert app.build_rates(settings, None).processes == 4
     with click.Context(FlaskGroup(), info_name="flask"):
-        found = app.build_rates({**settings, "WEB_CONCURRENCY": 4})
+        found = app.build_rates(settings, None)
     assert (found.processes, found.is_command) == (1, True)
-
-
-@pytest.mark.parametrize("mode", ["live", "test"])
-def test_live_and_test_mode_share_apart(mode: str) -> None:
-    settings = {"STRIPE_KEY": f"sk_{mode}_1", "RATE_LIMIT_REDIS": "redis://localhost:6379"}
-    shared = app.shared_redis(settings)
-    assert shared is not None
-    assert shared.prefix == f"openmeter-stripe:{mode}"
 
 
 def test_a_worker_has_nothing_in_memory_that_only_some_need() -> None:

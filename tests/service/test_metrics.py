@@ -194,5 +194,5 @@ def test_two_workers_count_together(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert found["reports_total reported usage record"] >= 20
         assert began < found["start_timestamp_seconds"] < ready
         assert "Traceback" not in service.printed()
-        assert [folder.name[:17] for folder in tmp_path.iterdir()] == ["openmeter-stripe-"]
+        assert [folder.name[:17] for folder in tmp_path.iterdir()] == ["openmeter-stripe-"] * 2
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,10 +130,11 @@ def test_a_file_that_cannot_be_used_is_done_without_and_said_once(
     if spoilt == "locked":
         mocker.patch.object(shared_file, "BUSY_SECONDS", 0.05)
         other.execute("BEGIN EXCLUSIVE")
-    answers = LateAnswers(("a",), SharedFile(path))
+    answers, began = LateAnswers(("a",), SharedFile(path)), time.monotonic()
     for _ in range(2):
         answers.note(EVENT, NOW - 60, NOW)
         assert [answers.take(EVENT, NOW) for _ in range(2)] == [True, False]
+    assert time.monotonic() - began < 5
     other.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "the workers' notes cannot be used" in caplog.text

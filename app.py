@@ -256,7 +256,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
         secrets = settings["STRIPE_WEBHOOK_SECRET"]
-        late = LateAnswers(secrets, shared_notes(redis, settings, source.get(NOTES)))
+        late = LateAnswers(secrets, shared_notes(redis, source.get(NOTES)))
         add_webhook(app, services, secrets, late)
     add_probes(app, services)
     if settings["METRICS"]:

@@ -33,10 +33,8 @@ def shared_budget(redis: "SharedRedis | None") -> SharedBudget | None:
     return RedisBudget(redis)
 
 
-def shared_notes(
-    redis: "SharedRedis | None", settings: Mapping[str, Any], folder: object
-) -> SharedNotes | None:
-    """Return where all processes that share something note it, or the workers of one machine."""
-    if redis or settings["WEB_CONCURRENCY"] == 1 or not folder:
+def shared_notes(redis: "SharedRedis | None", folder: object) -> SharedNotes | None:
+    """Return where several machines note things for each other, or the workers of this one."""
+    if redis or not folder:
         return redis
     return SharedFile(Path(str(folder), "notes"))

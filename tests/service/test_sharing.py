@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -37,27 +38,34 @@ def test_without_a_redis_there_is_no_budget_of_several_machines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "workers", "folder", "kind"),
+    ("settings", "folder", "kind"),
     [
-        (ALONE, 1, "x", type(None)),
-        (ALONE, 2, "x", SharedFile),
-        (ALONE, 2, None, type(None)),
-        (SHARED, 1, None, SharedRedis),
-        (SHARED, 2, "x", SharedRedis),
+        (ALONE, None, type(None)),
+        (ALONE, "x", SharedFile),
+        (SHARED, None, SharedRedis),
+        (SHARED, "x", SharedRedis),
     ],
 )
 def test_the_workers_of_a_machine_note_things_in_a_file_if_there_is_no_redis(
-    settings: dict[str, Any], workers: int, folder: str | None, kind: type
+    settings: dict[str, Any], folder: str | None, kind: type
 ) -> None:
-    settings = settings | {"WEB_CONCURRENCY": workers}
-    assert type(shared_notes(shared_redis(settings), settings, folder)) is kind
+    assert type(shared_notes(shared_redis(settings), folder)) is kind
 
 
-def worker_pids(service: Process) -> list[int]:
-    """Return the two workers of a service, once they have begun."""
-    found = r"Booting worker with pid: (\d+)"
-    wait_for(lambda: len(re.findall(found, service.printed())) == 2, "two workers", 5)
+def wait_for_workers(service: Process, count: int, event: str) -> list[int]:
+    """Return the workers of which gunicorn has logged an event, once they are so many."""
+    found = rf"{event} \(?(?:with )?pid: (\d+)"
+    wait_for(lambda: len(re.findall(found, service.printed())) == count, f"{event}, {count}", 15)
     return [int(pid) for pid in re.findall(found, service.printed())]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Processes]:
+    """Start the stand-ins; see that nothing of the service stays in the folder for such."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Processes() as running:
+        yield running
+    assert list(tmp_path.iterdir()) == []
 
 
 def attempt(address: str, event: dict[str, Any], sent: int) -> dict[str, Any]:
@@ -70,27 +78,41 @@ def attempt(address: str, event: dict[str, Any], sent: int) -> dict[str, Any]:
     return found
 
 
+def late_event(processes: Processes) -> tuple[dict[str, Any], int]:
+    """Return an event of half a minute ago, and the UTC second of now."""
+    stripe, now = Stripe(processes.stripe), int(time.time())
+    stripe.seed()
+    return updated(stripe.subscription()) | {"created": now - 30}, now
+
+
 def test_a_worker_answers_the_next_attempt_of_what_another_reported_too_late(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    processes: Processes,
 ) -> None:
     """One of the two is halted, so that the other has to answer."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with Processes() as processes:
-        service = processes.start_service("--workers", "2")
-        one, two = worker_pids(service)
-        stripe = Stripe(processes.stripe)
-        stripe.seed()
-        now = int(time.time())
-        event = updated(stripe.subscription()) | {"created": now - 30}
-        try:
-            os.kill(two, signal.SIGSTOP)
-            assert len(attempt(processes.service, event, now - 30)["reported"]) == 1
-            os.kill(two, signal.SIGCONT)
-            os.kill(one, signal.SIGSTOP)
-            assert attempt(processes.service, event, now) == {"repeated": "evt_1"}
-            assert len(attempt(processes.service, event, now)["reported"]) == 1
-        finally:
-            for pid in (one, two):
-                os.kill(pid, signal.SIGCONT)
-        assert "Traceback" not in service.printed()
-    assert list(tmp_path.iterdir()) == []
+    service = processes.start_service("--workers", "2")
+    one, two = wait_for_workers(service, 2, "Booting worker")
+    event, now = late_event(processes)
+    try:
+        os.kill(two, signal.SIGSTOP)
+        assert len(attempt(processes.service, event, now - 30)["reported"]) == 1
+        os.kill(two, signal.SIGCONT)
+        os.kill(one, signal.SIGSTOP)
+        assert attempt(processes.service, event, now) == {"repeated": "evt_1"}
+        assert len(attempt(processes.service, event, now)["reported"]) == 1
+    finally:
+        for pid in (one, two):
+            os.kill(pid, signal.SIGCONT)
+    assert "Traceback" not in service.printed()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_reported_too_late_is_known_after_a_reload(
+    processes: Processes, count: int
+) -> None:
+    service = processes.start_service("--workers", str(count))
+    wait_for_workers(service, count, "Booting worker")
+    event, now = late_event(processes)
+    assert len(attempt(processes.service, event, now - 30)["reported"]) == 1
+    service.popen.send_signal(signal.SIGHUP)
+    wait_for_workers(service, count, "Worker exiting")
+    assert attempt(processes.service, event, now) == {"repeated": "evt_1"}

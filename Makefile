@@ -7,7 +7,7 @@
 # make check-long  22,000 random histories of billing (more than an hour)
 # make mutants FILES="usage.py billing/clock.py"  the changes of these that no test notices
 # make real-openmeter  the demo and the stories against an OpenMeter that runs, at $OPENMETER_URL
-# make bench   the measurements in bench/README.md (25 minutes)
+# make bench   the measurements in bench/README.md (an hour)
 # make stripe-mock  what judges our requests to Stripe in the tests; needs Go 1.22
 # make probe   what Stripe leaves open, found out on a sandbox of yours (an hour), see docs/stripe-facts.md
 # make image-check  the image, built by buildah as root and tried (some minutes)

@@ -15,7 +15,7 @@ DIGITS = {"s": 2, "ms": 2, "x": 2, "": 0, "writes/s": 0, "webhooks/s": 0}
 class Counts:
     """How much of each is measured: what is short `runs` times, `idle` deliveries in all of them.
 
-    A burst of 10,000 takes a quarter of an hour by Stripe's limits alone: see README.md.
+    A burst takes a quarter of an hour by Stripe's limits alone: see README.md.
     """
 
     runs: int
@@ -24,7 +24,7 @@ class Counts:
     several: int = 50
     idle: int = 10_000
     loaded: int = 4_000
-    burst: int = 1_000
+    burst: int = 10_000
     many: int = 10_000
     most: int = 100_000
     records: int = 1_200

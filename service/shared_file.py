@@ -19,7 +19,7 @@ KEPT = "DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?"
 TAKEN = "DELETE FROM notes WHERE name = ? AND until > ?"
 # How long one waits for another, who may have been halted.
 BUSY_SECONDS = 0.5
-# Some 30 MB at most: what is noted in hours at the fastest, for 20 events a second can be reported.
+# 34 MB, which takes hours: a live account lets 20 events of renewals a second be reported at most.
 MOST_NOTED = 250_000
 
 log = logging.getLogger("app")

@@ -1,9 +1,9 @@
 """How gunicorn serves app.py; options on its command line win."""
 
+import atexit
 import os
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from service.cores import stay_on_one_core
@@ -24,22 +24,24 @@ forwarded_allow_ips = "*"
 if settings["LOG_FORMAT"] == "json":
     logger_class = "service.serving.JsonLogger"
 
-# Where the workers count together, and note things for each other. It has to be known before they
-# start, and is kept at a reload.
-COUNTS, OURS = "PROMETHEUS_MULTIPROC_DIR", "openmeter-stripe-"
-for name in (NOTES, COUNTS) if settings["METRICS"] else (NOTES,):
+# The folders in which the workers count together, and note things for each other. They have to be
+# known before anything is imported that counts, and are kept at a reload.
+FOLDERS = ("PROMETHEUS_MULTIPROC_DIR", NOTES) if settings["METRICS"] else (NOTES,)
+
+
+def remove(folder: str, maker: int) -> None:
+    """Remove a folder when the process ends that made it, but not when a worker does."""
+    if os.getpid() == maker:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+for name in FOLDERS:
     if name not in os.environ:
-        os.environ[name] = tempfile.mkdtemp(prefix=OURS)
+        os.environ[name] = tempfile.mkdtemp(prefix="openmeter-stripe-")
+        atexit.register(remove, os.environ[name], os.getpid())
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Give a worker its core, and tell it how many share what one machine may ask of Stripe."""
     stay_on_one_core(worker.age)
     os.environ["WEB_CONCURRENCY"] = str(server.num_workers)
-
-
-def on_exit(_: Any) -> None:
-    """Remove what the workers have counted and noted."""
-    for folder in map(Path, filter(None, map(os.environ.get, (NOTES, COUNTS)))):
-        if folder.name.startswith(OURS):
-            shutil.rmtree(folder, ignore_errors=True)

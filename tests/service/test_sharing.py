@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -116,3 +117,11 @@ def test_what_was_reported_too_late_is_known_after_a_reload(
     service.popen.send_signal(signal.SIGHUP)
     wait_for_workers(service, count, "Worker exiting")
     assert attempt(processes.service, event, now) == {"repeated": "evt_1"}
+
+
+def test_a_service_whose_port_is_taken_leaves_no_folder_behind(processes: Processes) -> None:
+    taken = urlsplit(processes.stripe).netloc
+    command = [sys.executable, "-m", "service", "--bind", taken]
+    service = processes.start("the service", command, processes.environment())
+    assert service.popen.wait(30) == 1
+    assert "Address already in use" in service.printed()

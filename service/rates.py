@@ -105,10 +105,10 @@ class OwnBuckets(BucketFactory):
         return self.buckets[item.name]
 
 
-def window(per_second: float, longer: float = LONGER) -> Rate:
+def window(per_second: float) -> Rate:
     """Return a rate as so many whole requests in a window of little more than a second."""
     count = max(1, int(per_second))
-    return Rate(count, round(longer * count / per_second * SECOND_MS))
+    return Rate(count, round(LONGER * count / per_second * SECOND_MS))
 
 
 def acquire(limiter: Limiter, name: str, seconds: float) -> bool:

@@ -201,7 +201,7 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "METRICS": ("0", zero_or_one),
     "HEARTBEAT_URL": ("", secret_url),
 }
-# No setting: gunicorn.conf.py names the folder so in which the workers of one machine note things.
+# Not a setting: with it gunicorn.conf.py tells its workers in which folder they share their notes.
 NOTES = "OPENMETER_STRIPE_NOTES"
 # What only deliveries are verified with: the commands take none.
 OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}

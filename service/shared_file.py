@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
-# Of a file that nobody needs to find whole after a crash; a write then takes some microseconds.
+# Nobody needs to find the file whole after a crash, so a write need not wait for the disk.
 OPENED = """
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
@@ -19,7 +19,7 @@ KEPT = "DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?"
 TAKEN = "DELETE FROM notes WHERE name = ? AND until > ?"
 # How long one waits for another, who may have been halted.
 BUSY_SECONDS = 0.5
-# 34 MB, which takes hours: a live account lets 20 events of renewals a second be reported at most.
+# They take 34 MB, and hours to come: of a live account's renewals 20 events a second are reported.
 MOST_NOTED = 250_000
 
 log = logging.getLogger("app")

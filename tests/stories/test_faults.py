@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -415,7 +416,10 @@ def kill(service: Process) -> None:
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
-def test_a_service_killed_midway_ends_in_the_same_invoices(story: Story, step: Step) -> None:
+def test_a_service_killed_midway_ends_in_the_same_invoices(
+    story: Story, step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # for what a killed one leaves behind
     path = step.path or story.write
     with running(story) as (processes, service, stripe):
         openmeter = OpenMeter(processes.openmeter)

@@ -36,7 +36,7 @@ from service.health import Check, Readiness
 from service.late import LateAnswers, sent_at
 from service.rates import Rates, SharedBudget
 from service.settings import (
-    NOTES,
+    NOTES_FOLDER,
     is_live,
     key_kind,
     load_environment,
@@ -256,7 +256,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     configure_logging(app, settings)
     if settings["STRIPE_WEBHOOK_SECRET"]:
         secrets = settings["STRIPE_WEBHOOK_SECRET"]
-        late = LateAnswers(secrets, shared_notes(redis, source.get(NOTES)))
+        late = LateAnswers(secrets, shared_notes(redis, source.get(NOTES_FOLDER)))
         add_webhook(app, services, secrets, late)
     add_probes(app, services)
     if settings["METRICS"]:

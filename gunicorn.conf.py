@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from service.cores import stay_on_one_core
-from service.settings import NOTES, load_environment, read_settings
+from service.settings import NOTES_FOLDER, load_environment, read_settings
 
 settings = read_settings(load_environment())
 
@@ -26,7 +26,7 @@ if settings["LOG_FORMAT"] == "json":
 
 # The folders in which the workers count together, and note things for each other. They have to be
 # known before anything is imported that counts, and are kept at a reload.
-FOLDERS = ("PROMETHEUS_MULTIPROC_DIR", NOTES) if settings["METRICS"] else (NOTES,)
+FOLDERS = ("PROMETHEUS_MULTIPROC_DIR", NOTES_FOLDER) if settings["METRICS"] else (NOTES_FOLDER,)
 
 
 def remove(folder: str, maker: int) -> None:

@@ -8,7 +8,7 @@ from pyrate_limiter import BucketFactory, Limiter, Rate, RateItem, RedisBucket
 from pyrate_limiter.buckets.redis_bucket import LuaScript
 
 from service.rates import SECOND_MS, acquire, window
-from service.shared import SharedRedis
+from service.shared_redis import SharedRedis
 
 # How long one delivery that waits holds up the commands (longer than its turn takes to come), how
 # long a command's call is held up in all, and how often it looks.

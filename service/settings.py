@@ -202,7 +202,7 @@ SETTINGS: dict[str, tuple[str | None, Callable[[str], Any]]] = {
     "HEARTBEAT_URL": ("", secret_url),
 }
 # Not a setting: with it gunicorn.conf.py tells its workers in which folder they share their notes.
-NOTES = "OPENMETER_STRIPE_NOTES"
+NOTES_FOLDER = "OPENMETER_STRIPE_NOTES"
 # What only deliveries are verified with: the commands take none.
 OF_DELIVERIES = {"STRIPE_WEBHOOK_SECRET"}
 

@@ -19,7 +19,8 @@ KEPT = "DELETE FROM notes WHERE rowid <= (SELECT max(rowid) FROM notes) - ?"
 TAKEN = "DELETE FROM notes WHERE name = ? AND until > ?"
 # How long one waits for another, who may have been halted.
 BUSY_SECONDS = 0.5
-# They take 34 MB, and hours to come: of a live account's renewals 20 events a second are reported.
+# They take some 34 MB, and hours to come: a live account's renewals are reported at 20 events a
+# second.
 MOST_NOTED = 250_000
 
 log = logging.getLogger("app")

@@ -10,7 +10,7 @@ from service.settings import is_live
 from service.shared_file import SharedFile
 
 if TYPE_CHECKING:
-    from service.shared import SharedRedis
+    from service.shared_redis import SharedRedis
 
 
 def shared_redis(settings: Mapping[str, Any]) -> "SharedRedis | None":
@@ -18,7 +18,7 @@ def shared_redis(settings: Mapping[str, Any]) -> "SharedRedis | None":
     if not settings["RATE_LIMIT_REDIS"]:
         return None
     # Its client takes six megabytes, which a worker without it need not have.
-    from service.shared import SharedRedis  # noqa: PLC0415
+    from service.shared_redis import SharedRedis  # noqa: PLC0415
 
     mode = "live" if is_live(settings["STRIPE_KEY"]) else "test"
     return SharedRedis(settings["RATE_LIMIT_REDIS"], f"openmeter-stripe:{mode}")

@@ -1,5 +1,6 @@
-"""A Redis of the tests' own."""
+"""A Redis of the tests' own, and gunicorn's workers."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -9,10 +10,22 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from service.shared import SharedRedis
+from fakes.processes import Process, wait_for
+from service.shared_redis import SharedRedis
 from tests.conftest import free_port
 
 PASSWORD = "hunter-77"
+
+
+def pids(service: Process, event: str) -> list[int]:
+    """Return the workers of which gunicorn has logged an event, the first one first."""
+    return [int(pid) for pid in re.findall(rf"{event} \(?(?:with )?pid: (\d+)", service.printed())]
+
+
+def wait_for_workers(service: Process, count: int, event: str) -> list[int]:
+    """Return the workers of which gunicorn has logged an event, once they are so many."""
+    wait_for(lambda: len(pids(service, event)) == count, f"{event}, {count}", 15)
+    return pids(service, event)
 
 
 class RedisServer:

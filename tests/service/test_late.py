@@ -10,7 +10,7 @@ from pytest_mock import MockerFixture
 from fakes.stripe_webhooks import signature
 from service import late
 from service.late import LateAnswers, sent_at
-from service.shared import SharedRedis
+from service.shared_redis import SharedRedis
 from tests.conftest import SECRET, Answer, Service, updated
 from tests.service.conftest import RedisServer
 

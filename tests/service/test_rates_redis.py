@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pyrate_limiter import validate_rate_list
 
-from service import rates_redis, shared
+from service import rates_redis, shared_redis
 from service.rates import NoTurn, Rates
 from service.rates_redis import Asked, RedisBudget
-from service.shared import SharedRedis
+from service.shared_redis import SharedRedis
 from tests.service.conftest import PASSWORD, RedisServer
 
 RECORDS = ("post", "/v1/subscription_items/si_1/usage_records")
@@ -164,7 +164,7 @@ def test_what_was_taken_is_forgotten(server: RedisServer) -> None:
 def test_without_redis_each_takes_its_part_and_nobody_fails(
     server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(shared, "GONE_SECONDS", 1)
+    monkeypatch.setattr(shared_redis, "GONE_SECONDS", 1)
     machine = rates(server, processes=2)
     assert taken(machine) == 20
     if how == "forgetful":

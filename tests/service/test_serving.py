@@ -29,6 +29,7 @@ from werkzeug.wsgi import ClosingIterator
 from fakes.processes import WEBHOOK_SECRET, Process, Processes, answers, wait_for
 from service.serving import REQUEST_SECONDS, RequestReader, TooSlow, Worker, in_one_piece
 from tests.conftest import DAY, END, ENDIVE, OpenMeter, Stripe, free_port, updated
+from tests.service.conftest import pids, wait_for_workers
 
 DELIVERY = b"POST /webhook HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1,v1=0\r\n"
 # What a slow client sends first, and then again and again.
@@ -277,11 +278,6 @@ def test_a_stop_waits_for_no_idle_connection(processes: Processes) -> None:
     assert "ERROR" not in service.printed()
 
 
-def pids(service: Process, event: str) -> list[str]:
-    """Return the workers of which gunicorn has logged an event, the first one first."""
-    return re.findall(rf"{event} \(?(?:with )?pid: (\d+)", service.printed())
-
-
 def keep_delivering(address: str, body: str, until: threading.Event, *, kept: bool) -> list[int]:
     """Deliver over one connection that is kept, or over new ones; return the statuses."""
     statuses = []
@@ -293,7 +289,7 @@ def keep_delivering(address: str, body: str, until: threading.Event, *, kept: bo
 
 def test_a_restart_under_load_loses_no_delivery(processes: Processes) -> None:
     service = processes.start_service("--workers", "2")
-    wait_for(lambda: len(pids(service, "Booting worker")) == 2, "two workers", 5)
+    wait_for_workers(service, 2, "Booting worker")
     body, enough = json.dumps(updated(subscribed(processes))), threading.Event()
     with ThreadPoolExecutor(4) as pool:
         load = [
@@ -303,7 +299,7 @@ def test_a_restart_under_load_loses_no_delivery(processes: Processes) -> None:
         try:
             wait_for(lambda: service.printed().count("total_usage") > 20, "deliveries", 10)
             service.popen.send_signal(signal.SIGHUP)
-            wait_for(lambda: len(pids(service, "Worker exiting")) == 2, "the old workers", 15)
+            wait_for_workers(service, 2, "Worker exiting")
             known = service.printed().count("total_usage")
             wait_for(lambda: service.printed().count("total_usage") > known + 20, "more", 10)
         finally:
@@ -320,8 +316,7 @@ def test_a_restart_under_load_loses_no_delivery(processes: Processes) -> None:
 def test_each_worker_stays_on_a_core_of_its_own(processes: Processes) -> None:
     ours = os.sched_getaffinity(0)
     service = processes.start_service("--workers", "2")
-    wait_for(lambda: len(pids(service, "Booting worker")) == 2, "two workers", 5)
-    workers = [int(pid) for pid in pids(service, "Booting worker")]
+    workers = wait_for_workers(service, 2, "Booting worker")
     wait_for(lambda: all(len(os.sched_getaffinity(pid)) == 1 for pid in workers), "cores", 5)
     assert len(set.union(*map(os.sched_getaffinity, workers))) == min(2, len(ours))
     assert os.sched_getaffinity(service.popen.pid) == ours

@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_used_is_done_without_and_said_once(
     assert "the workers' notes cannot be used" in caplog.text
 
 
-def test_a_file_whose_folder_was_removed_is_used_by_those_who_have_it_open(
+def test_a_file_that_was_removed_is_used_by_those_who_have_it_open(
     opened: Open, tmp_path: Path
 ) -> None:
     """Systems remove what lies in /tmp for days."""

@@ -2,25 +2,23 @@
 
 import json
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from fakes.processes import WEBHOOK_SECRET, Process, Processes, wait_for
+from fakes.processes import WEBHOOK_SECRET, Processes, call
 from fakes.stripe_webhooks import signature
-from service.shared import SharedRedis
 from service.shared_file import SharedFile
+from service.shared_redis import SharedRedis
 from service.sharing import shared_budget, shared_notes, shared_redis
 from tests.conftest import Stripe, updated
+from tests.service.conftest import wait_for_workers
 
 SHARED = {"STRIPE_KEY": "sk_test_1", "RATE_LIMIT_REDIS": "redis://localhost:6379"}
 ALONE = SHARED | {"RATE_LIMIT_REDIS": None}
@@ -53,13 +51,6 @@ def test_the_workers_of_a_machine_note_things_in_a_file_if_there_is_no_redis(
     assert type(shared_notes(shared_redis(settings), folder)) is kind
 
 
-def wait_for_workers(service: Process, count: int, event: str) -> list[int]:
-    """Return the workers of which gunicorn has logged an event, once they are so many."""
-    found = rf"{event} \(?(?:with )?pid: (\d+)"
-    wait_for(lambda: len(re.findall(found, service.printed())) == count, f"{event}, {count}", 15)
-    return [int(pid) for pid in re.findall(found, service.printed())]
-
-
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Processes]:
     """Start the stand-ins; see that nothing of the service stays in the folder for such."""
@@ -71,11 +62,8 @@ def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proce
 
 def attempt(address: str, event: dict[str, Any], sent: int) -> dict[str, Any]:
     """Deliver an event, signed at a UTC second; return the answer."""
-    body = json.dumps(event)
-    with closing(HTTPConnection(urlsplit(address).netloc, timeout=20)) as http:
-        headers = {"Stripe-Signature": signature(WEBHOOK_SECRET, body.encode(), sent)}
-        http.request("POST", "/webhook", body, headers)
-        found: dict[str, Any] = json.load(http.getresponse())
+    signed = signature(WEBHOOK_SECRET, json.dumps(event).encode(), sent)
+    found: dict[str, Any] = call("POST", f"{address}/webhook", event, {"Stripe-Signature": signed})
     return found
 
 
